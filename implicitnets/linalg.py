@@ -1,0 +1,34 @@
+"""Batched dense linear systems, solved so that a wrong answer can't pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["solve_dense"]
+
+SAFE = 64
+"""Batched LU is used up to this size only: beyond about 150, the CPU build of torch 2.13 hangs or returns wrong
+numbers once ``torch.set_num_threads`` was called (pytorch#142815)."""
+
+
+def solve_dense(matrix: Tensor, right: Tensor) -> Tensor:
+    """The x with ``matrix[i] @ x[i] = right[i]``: ``(batch, n, n), (batch, n) -> (batch, n)``.
+
+    Small systems go through batched LU, large ones on the CPU one by one. Where the residual of a row is not of
+    the order of rounding errors, the row gets its least-squares solution of smallest norm instead, so that a
+    singular matrix gives a finite answer, whose residual tells.
+    """
+    if matrix.shape[0] == 0 or matrix.shape[1] == 0:
+        return right.clone()
+    if matrix.shape[1] <= SAFE or matrix.device.type != "cpu":
+        x: Tensor = torch.linalg.solve_ex(matrix, right[:, :, None])[0][:, :, 0]
+    else:
+        x = torch.stack([torch.linalg.solve_ex(a, b)[0] for a, b in zip(matrix, right, strict=True)])
+    residual = torch.linalg.vector_norm(torch.linalg.vecdot(matrix, x[:, None]) - right, dim=1)
+    size = torch.linalg.vector_norm(matrix, dim=(1, 2)) * torch.linalg.vector_norm(x, dim=1)
+    wrong = ~(residual <= torch.finfo(x.dtype).eps * matrix.shape[1] * size)
+    for i in wrong.nonzero().flatten().tolist():
+        if bool(torch.isfinite(matrix[i]).all()):
+            x[i] = torch.linalg.lstsq(matrix[i].cpu(), right[i, :, None].cpu(), driver="gelsd")[0][:, 0]
+    return x

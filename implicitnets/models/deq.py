@@ -1,0 +1,142 @@
+"""The equilibrium of any cell as a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from ..backward import Backward, Implicit
+from ..fixed_point import check_strategies, fixed_point
+from ..pytree import rebuild
+from ..solution import Solution
+from ..solvers import Anderson, Solver
+
+__all__ = ["DEQ", "Equilibrium"]
+
+
+class Equilibrium(nn.Module):
+    """What models with an equilibrium inside share: two strategies, and the records of their last use.
+
+    Attributes:
+        solver: How the equilibrium is found; assign another value to change it.
+        backward: How it is differentiated; likewise.
+        forward_solution: Solution of the last call, detached; None before the first.
+        backward_solution: Solution of the adjoint equation of the last gradient, detached, its residual in units of
+            the incoming gradient; None before the first.
+    """
+
+    forward_solution: Solution | None
+    backward_solution: Solution | None
+
+    def __init__(self, solver: Solver, backward: Backward) -> None:
+        super().__init__()
+        check_strategies(solver, backward)
+        self.solver, self.backward = solver, backward
+        self._forget()
+
+    def equilibrium(self, f: Any, z0: Any, *inputs: Any) -> Any:
+        """The z with z = f(z, *inputs), differentiable; keeps the record of the solve."""
+        solution = fixed_point(f, z0, *inputs, solver=self.solver, backward=self.backward, report=self._keep_backward)
+        record = {**vars(solution), "value": rebuild(torch.detach, solution.value)}
+        self.forward_solution = Solution(**record)
+        return solution.value
+
+    def _keep_backward(self, solution: Solution) -> None:
+        self.backward_solution = solution
+
+    def _forget(self) -> None:
+        self.forward_solution = self.backward_solution = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files are of the model, not of what it last did."""
+        return {**vars(self), "forward_solution": None, "backward_solution": None}
+
+    def extra_repr(self) -> str:
+        """The strategies."""
+        return f"solver={self.solver!r}, backward={self.backward!r}"
+
+
+class DEQ(Equilibrium):
+    """The deep equilibrium model z = cell(z, *inputs) (Bai, Kolter and Koltun 2019).
+
+    >>> class Cell(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.recur, self.inject = nn.Linear(16, 16), nn.Linear(4, 16)
+    ...     def forward(self, z, x):
+    ...         return torch.tanh(0.5 * self.recur(z) + self.inject(x))
+    >>> model = nn.Sequential(DEQ(Cell(), state_shape=(16,)), nn.Linear(16, 3))
+    >>> model(torch.randn(8, 4)).shape
+    torch.Size([8, 3])
+
+    Args:
+        cell: A module with ``forward(z, *inputs) -> z``. It may have ``initial_state(*inputs)``.
+        state_shape: Shape of the state of one sample, where the cell has no ``initial_state`` and the state is not
+            like the first input.
+        solver: How the equilibrium is found.
+        backward: How it is differentiated.
+
+    Raises:
+        TypeError: If cell is not a module, or solver or backward not a value of its kind.
+    """
+
+    def __init__(
+        self,
+        cell: nn.Module,
+        *,
+        state_shape: tuple[int, ...] | None = None,
+        solver: Solver = Anderson(),
+        backward: Backward = Implicit(),
+    ) -> None:
+        super().__init__(solver, backward)
+        if not isinstance(cell, nn.Module):
+            raise TypeError(
+                f"cell must be an nn.Module with forward(z, *inputs), not {cell!r}: for a function use fixed_point"
+            )
+        self.cell = cell
+        self.state_shape = None if state_shape is None else tuple(state_shape)
+
+    def forward(self, *inputs: Any, z0: Any = None) -> Any:
+        """The equilibrium for these inputs.
+
+        Args:
+            inputs: What the cell takes beside the state. Tensors whose first axis is the batch belong to the samples
+                one by one.
+            z0: Where to start, e.g. an earlier solution. Else it is ``cell.initial_state(*inputs)``, or zeros of shape
+                ``(batch, *state_shape)``, or zeros like the first input.
+
+        Returns:
+            The state, like z0.
+
+        Raises:
+            ValueError: If there is nothing to start from.
+
+        Warns:
+            ConvergenceWarning: If a sample did not converge.
+        """
+        return self.equilibrium(self.cell, self._start(inputs) if z0 is None else z0, *inputs)
+
+    def _start(self, inputs: tuple[Any, ...]) -> Any:
+        initial_state: Any = getattr(self.cell, "initial_state", None)
+        if initial_state is not None:
+            return initial_state(*inputs)
+        tensors = [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+        if not tensors:
+            raise ValueError("DEQ called without inputs does not know its batch: pass z0=torch.zeros(batch, ...)")
+        like = next((x for x in tensors if x.is_floating_point()), torch.empty(0, device=tensors[0].device))
+        if self.state_shape is not None:
+            return like.new_zeros((tensors[0].shape[0], *self.state_shape))
+        if not tensors[0].is_floating_point():
+            raise ValueError(
+                f"the first input has dtype {tensors[0].dtype}, so the state can't start as zeros like it: give "
+                "state_shape=(...) to DEQ, or z0= to the call"
+            )
+        return torch.zeros_like(tensors[0])
+
+    def extra_repr(self) -> str:
+        """The strategies, and the shape of the state where it was given."""
+        shape = "" if self.state_shape is None else f"state_shape={self.state_shape}, "
+        return shape + super().extra_repr()

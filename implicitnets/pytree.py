@@ -1,0 +1,164 @@
+"""States: one tensor or a pytree of tensors, seen by the solvers as one matrix with a row a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+__all__ = ["Layout", "leaves", "rebuild", "refuse_in_place", "versions"]
+
+rebuild = _pytree.tree_map
+"""Apply a function to every leaf and keep the structure."""
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of a pytree, in order."""
+    return [tree] if isinstance(tree, Tensor) else _pytree.tree_leaves(tree)
+
+
+def versions(flat: Sequence[Tensor]) -> list[int]:
+    """How often each tensor was changed in place; what ``refuse_in_place`` compares with."""
+    return [0 if t.is_inference() else t._version for t in flat]
+
+
+def refuse_in_place(flat: Sequence[Tensor], before: list[int]) -> None:
+    """Check that f left its argument alone.
+
+    Raises:
+        RuntimeError: If a tensor was changed in place since ``before``.
+    """
+    if versions(flat) != before:
+        raise RuntimeError("f changed its argument z in place: let it compute a new state, e.g. relu instead of relu_")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The structure, shapes and dtypes of a state, and the way to and from a matrix ``(batch, size)``.
+
+    The matrix has the widest dtype of the leaves, and at least float32, so that solvers accumulate safely;
+    each leaf gets its own dtype back.
+    """
+
+    spec: _pytree.TreeSpec
+    shapes: tuple[tuple[int, ...], ...]  # without the batch axis
+    dtypes: tuple[torch.dtype, ...]
+    batch: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, state: Any, *, name: str = "z0") -> Layout:
+        """Read off the layout of ``state``.
+
+        Raises:
+            TypeError: If a leaf is not a tensor of real floating-point numbers.
+            ValueError: If there is no leaf, no batch axis, or the leaves disagree on the batch or the device.
+        """
+        flat, spec = _pytree.tree_flatten(state)
+        if not flat:
+            raise ValueError(f"{name} has no tensor in it: pass a tensor, or a tuple, list or dict of tensors")
+        for leaf in flat:
+            _check_leaf(leaf, name, alone=len(flat) == 1)
+        if len({leaf.shape[0] for leaf in flat}) > 1:
+            seen = ", ".join(str(tuple(leaf.shape)) for leaf in flat)
+            raise ValueError(f"the tensors of {name} have different batch sizes (first axes): shapes {seen}")
+        if len({leaf.device for leaf in flat}) > 1:
+            raise ValueError(f"the tensors of {name} are on different devices: move them to one with .to()")
+        dtypes = tuple(leaf.dtype for leaf in flat)
+        shapes = tuple(tuple(leaf.shape[1:]) for leaf in flat)
+        return cls(spec, shapes, dtypes, flat[0].shape[0], reduce(torch.promote_types, dtypes, torch.float32))
+
+    @property
+    def plain(self) -> bool:
+        """Whether the state is a matrix already, so that packing changes nothing."""
+        return self.spec.is_leaf() and len(self.shapes[0]) == 1 and self.dtypes[0] == self.dtype
+
+    def check(self, state: Any, batch: int) -> list[Tensor]:
+        """The leaves of ``state = f(z)`` after checking that they are like z's.
+
+        Raises:
+            TypeError: If the structure or a dtype differs.
+            ValueError: If a shape differs.
+        """
+        if isinstance(state, Tensor) and len(self.shapes) == 1 and self.spec.is_leaf():
+            flat: Sequence[Any] = (state,)
+        else:
+            flat, spec = _pytree.tree_flatten(state)
+            if spec != self.spec:
+                raise TypeError(
+                    f"f(z) is not built like z: z is {_describe(self.spec)}, f(z) is {_describe(spec)}; "
+                    "let f return the new state and nothing else, in the structure that it was given"
+                )
+        out = []
+        for leaf, shape, dtype in zip(flat, self.shapes, self.dtypes, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"f(z) must consist of tensors, not {type(leaf).__name__}")
+            if tuple(leaf.shape) != (batch, *shape):
+                raise ValueError(
+                    f"f(z) has shape {tuple(leaf.shape)} where z has {(batch, *shape)}: "
+                    "let f return a state of the shape that it was given"
+                )
+            if leaf.dtype != dtype:
+                if not torch.is_autocast_enabled(leaf.device.type):
+                    raise TypeError(
+                        f"f(z) has dtype {leaf.dtype} where z has {dtype}: start from z0.to({leaf.dtype}), "
+                        "or convert the weights and inputs of f"
+                    )
+                leaf = leaf.to(dtype)  # noqa: PLW2901  (autocast lowers what f returns, not the state)
+            out.append(leaf)
+        return out
+
+    def pack(self, flat: Sequence[Tensor]) -> Tensor:
+        """Leaves -> matrix ``(rows, size)``; a view where one leaf needs no conversion."""
+        rows = [leaf.reshape(leaf.shape[0], self._size(i)).to(self.dtype) for i, leaf in enumerate(flat)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+
+    def unpack(self, matrix: Tensor) -> list[Tensor]:
+        """Matrix ``(rows, size)`` -> leaves with their own shapes and dtypes."""
+        if len(self.shapes) == 1:
+            return (
+                [matrix.reshape(-1, *self.shapes[0]).to(self.dtypes[0])]
+                if matrix.numel()
+                else [matrix.new_zeros((matrix.shape[0], *self.shapes[0]), dtype=self.dtypes[0])]
+            )
+        parts = torch.split(matrix, [self._size(i) for i in range(len(self.shapes))], 1)
+        return [
+            part.reshape(matrix.shape[0], *shape).to(dtype)
+            for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
+        ]
+
+    def tree(self, flat: Sequence[Tensor]) -> Any:
+        """Leaves -> state."""
+        return flat[0] if self.spec.is_leaf() else _pytree.tree_unflatten(list(flat), self.spec)
+
+    def _size(self, i: int) -> int:
+        size = 1
+        for n in self.shapes[i]:
+            size *= n
+        return size
+
+
+def _check_leaf(leaf: Any, name: str, *, alone: bool) -> None:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"{name} must consist of tensors, not {type(leaf).__name__}: write torch.as_tensor(...)")
+    if leaf.is_complex():
+        raise TypeError(f"{name} is complex: pass torch.view_as_real({name}), and let f convert inside")
+    if not leaf.is_floating_point():
+        raise TypeError(f"{name} has dtype {leaf.dtype}: a state is of floating point, write {name}.float()")
+    if leaf.dim() == 0 or (alone and leaf.dim() == 1):
+        raise ValueError(
+            f"{name} of shape {tuple(leaf.shape)} has no batch axis: its first axis counts the samples, so write "
+            f"{name}[None] for one sample" + (f" or {name}[:, None] for a batch of scalars" if leaf.dim() else "")
+        )
+
+
+def _describe(spec: _pytree.TreeSpec) -> str:
+    if spec.is_leaf():
+        return "one tensor"
+    kind = getattr(spec.type, "__name__", str(spec.type))
+    return f"a {kind} of {spec.num_leaves}"

@@ -1,0 +1,64 @@
+"""Solvers: ways to find z = f(z), each sample on its own. A solver is a frozen value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import values
+from .adapters import SciPy, TorchDEQ
+from .anderson import Anderson
+from .base import Iterate, Iterative, Solver
+from .broyden import Broyden
+from .dense import Dense
+from .krylov import GMRES, BiCGSTAB
+from .newton import Newton
+from .packed import Affine, PackedMap, Selectable
+from .picard import Picard
+
+__all__ = [
+    "GMRES",
+    "Affine",
+    "Anderson",
+    "BiCGSTAB",
+    "Broyden",
+    "Dense",
+    "Iterate",
+    "Iterative",
+    "Newton",
+    "PackedMap",
+    "Picard",
+    "SciPy",
+    "Selectable",
+    "Solver",
+    "TorchDEQ",
+    "by_name",
+    "parse",
+]
+
+CLASSES: dict[str, type[Solver]] = {
+    cls.__name__: cls for cls in (Anderson, BiCGSTAB, Broyden, Dense, GMRES, Newton, Picard, SciPy, TorchDEQ)
+}
+"""All solvers by name."""
+
+
+def by_name(name: str, /, **options: Any) -> Solver:
+    """The solver of that name, upper or lower case, with its options: ``by_name("anderson", memory=5)``.
+
+    The foreign solvers take the name of theirs as ``by_name("scipy", name="hybr")``.
+
+    Raises:
+        ValueError: If there is no such solver (the text lists those that exist), or an option has a bad value.
+        TypeError: If the solver has no such option.
+    """
+    return values.build(name, CLASSES, options, what="solver")
+
+
+def parse(text: str) -> Solver:
+    """Read a solver from text, its ``repr`` or a bare name: ``"anderson"``, ``"Newton(linear=GMRES(restart=10))"``.
+
+    Raises:
+        ValueError: If the text can't be read or names no solver.
+        TypeError: If an option does not exist.
+    """
+    solver: Solver = values.parse(text, CLASSES, what="solver")
+    return solver

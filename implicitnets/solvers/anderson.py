@@ -1,0 +1,126 @@
+"""Anderson acceleration with limited memory, a relative ridge, and a restart safeguard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Iterate, Iterative, require
+from .packed import PackedMap
+from .window import combine, inner
+
+__all__ = ["Anderson"]
+
+
+@dataclass
+class _History:
+    """The last differences of residuals and of values, both in units of the former's norm, and their products."""
+
+    dr: Tensor  # (memory, rows, size), each row of norm 1 or 0
+    df: Tensor  # (memory, rows, size), with the sign turned
+    gram: Tensor  # (memory, memory, rows): <dr, dr> + ridge; that of the identity where a slot is empty
+    keep: Tensor  # (rows, 1): 1 - damping, halved at each restart
+    damped: bool
+    last: Iterate | None = None
+    count: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anderson(Iterative[_History]):
+    """Anderson acceleration, type II, in the form of differences.
+
+    With rₖ = f(zₖ) − zₖ, and ΔR, ΔF the last ``memory`` differences of residuals and of values,
+    γ = argmin ‖rₖ − ΔR γ‖² + ridge, and zₖ₊₁ = (f(zₖ) − ΔF γ) − damping · (rₖ − ΔR γ). On an affine map this
+    is GMRES in disguise (Walker and Ni 2011).
+
+    The ridge is in units of machine precision times the scale of each difference, so that the iteration does
+    not depend on the units of the problem. A sample whose residual exceeds 1.5 times its best returns there,
+    forgets its history and halves its step, which solves cells of norm far above 1.
+
+    Attributes:
+        memory: Differences kept, at least 1. The state is stored 2 · memory times.
+        damping: Share of the residual that is not added, in [0, 1).
+        ridge: Ridge of the normalised Gram matrix, in units of machine precision.
+
+    Raises:
+        ValueError: If memory, damping or ridge is out of range.
+    """
+
+    memory: int = 5
+    damping: float = 0.0
+    ridge: float = 10.0
+
+    growth: ClassVar[float | None] = 1.5
+    remedies: ClassVar[str] = "more steps (max_steps=), more memory (memory=10), damping=0.5, Broyden() or Newton()"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.memory >= 1, self, "memory", self.memory, "at least 1")
+        require(0 <= self.damping < 1, self, "damping", self.damping, "in [0, 1)")
+        require(self.ridge >= 0, self, "ridge", self.ridge, "at least 0")
+
+    def init(self, z: Tensor) -> _History:  # noqa: D102
+        slots = max(min(self.memory, self.max_steps), 1)
+        ring = z.new_empty((2, slots, *z.shape))
+        gram = self._empty_gram(z, slots).repeat(1, 1, z.shape[0])
+        return _History(ring[0], ring[1], gram, z.new_full((z.shape[0], 1), 1 - self.damping), self.damping > 0)
+
+    def _empty_gram(self, z: Tensor, slots: int) -> Tensor:
+        return torch.eye(slots, dtype=z.dtype, device=z.device)[:, :, None] * self._diagonal(z)
+
+    def _diagonal(self, z: Tensor) -> float:
+        return 1 + self.ridge * torch.finfo(z.dtype).eps
+
+    def step(self, f: PackedMap, now: Iterate, state: _History) -> Tensor:  # noqa: D102
+        used = self._remember(now, state)
+        base = torch.addcmul(now.z, now.r, state.keep) if state.damped else now.fz
+        if used == 0:
+            return base
+        dr, df, gram = state.dr[:used], state.df[:used], state.gram[:used, :used]
+        gamma = torch.linalg.solve_ex(gram.permute(2, 0, 1), inner(dr, now.r).T[:, :, None])[0][:, :, 0].T
+        if state.damped:
+            base = combine(base, dr, gamma * (1 - state.keep.T))
+        return combine(base, df, gamma)
+
+    def _remember(self, now: Iterate, state: _History) -> int:
+        """Take in the newest differences and their row of the Gram matrix; the number of slots in use."""
+        last, state.last = state.last, now
+        if last is None:
+            return 0
+        slots = state.dr.shape[0]
+        slot, used = state.count % slots, min(state.count + 1, slots)
+        state.count += 1
+        dr = torch.sub(now.r, last.r, out=state.dr[slot])
+        df = torch.sub(last.fz, now.fz, out=state.df[slot])
+        norm = torch.linalg.vector_norm(dr, dim=1, keepdim=True).clamp_min_(torch.finfo(dr.dtype).tiny)
+        dr.div_(norm)
+        df.div_(norm)
+        row = inner(state.dr[:used], dr)
+        row[slot] = self._diagonal(dr)
+        state.gram[slot, :used] = row
+        state.gram[:used, slot] = row
+        return used
+
+    def forget(self, state: _History, rows: Tensor, now: Iterate) -> None:  # noqa: D102
+        for ring in (state.dr, state.df):
+            ring[: state.count].masked_fill_(rows[None, :, None], 0)
+        state.gram = torch.where(rows, self._empty_gram(now.z, state.gram.shape[0]), state.gram)
+        state.keep = torch.where(rows[:, None], state.keep / 2, state.keep)
+        state.damped = True
+        if state.last is not None:  # so that the next difference is zero, and has no weight
+            state.last = now.where(rows, state.last)
+
+    def select(self, state: _History, rows: Tensor) -> _History:  # noqa: D102
+        last = None if state.last is None else state.last.take(rows)
+        return _History(
+            state.dr[:, rows],
+            state.df[:, rows],
+            state.gram[:, :, rows],
+            state.keep[rows],
+            state.damped,
+            last,
+            state.count,
+        )

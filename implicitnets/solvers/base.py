@@ -1,0 +1,291 @@
+"""The interface of a solver, and the one loop that runs them all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..pytree import Layout, leaves
+from ..solution import Solution, Status, warn_unconverged
+from .packed import PackedMap, flat_value
+
+__all__ = ["Iterate", "Iterative", "Solver"]
+
+StateT = TypeVar("StateT")
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+DIVERGED = 10.0
+"""A sample has diverged, not merely run out of steps, if its residual ends above this multiple of the start's."""
+DROP = 0.25
+"""Finished samples are dropped from the batch once they are this share of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(ABC):
+    """A way to find z = f(z), each sample on its own. A value: frozen, comparable, printable.
+
+    A sample has converged when ‖f(z) − z‖₂ ≤ atol + rtol · ‖f(z)‖₂, norms over all entries of its state.
+
+    Attributes:
+        rtol: Tolerance relative to ‖f(z)‖.
+        atol: Absolute tolerance.
+        max_steps: Steps that a sample may take.
+        record: Keep the residuals of all iterations in ``Solution.trace``.
+
+    Raises:
+        ValueError: If a tolerance or ``max_steps`` is negative, or both tolerances are zero.
+    """
+
+    rtol: float = 1e-4
+    atol: float = 1e-6
+    max_steps: int = 50
+    record: bool = False
+
+    remedies: ClassVar[str] = "more steps (max_steps=), a looser tolerance (rtol=), or another solver"
+
+    def __post_init__(self) -> None:
+        require(self.rtol >= 0, self, "rtol", self.rtol, "at least 0, e.g. 1e-4")
+        require(self.atol >= 0, self, "atol", self.atol, "at least 0, e.g. 1e-6")
+        require(self.rtol + self.atol > 0, self, "atol", self.atol, "positive where rtol is 0")
+        require(self.max_steps >= 0, self, "max_steps", self.max_steps, "at least 0")
+
+    def solve(self, f: Callable[[Any], Any], z0: Any, *, fz0: Any = None) -> Solution:
+        """Find z = f(z) from ``z0``, without derivatives.
+
+        Args:
+            f: The map. It gets a state like ``z0`` (a tensor, or a pytree of tensors, batch first) and returns
+                one. If it also has ``select(rows)``, finished samples are dropped from the batch.
+            z0: Where to start.
+            fz0: f(z0), if it is known already.
+
+        Returns:
+            The record of the solve; the value has no gradient (:func:`implicitnets.fixed_point` gives it one).
+
+        Raises:
+            TypeError: If z0 is not of floating point or f(z) is not built like z.
+            ValueError: If z0 has no batch axis, or the shape of f(z) differs from z's.
+
+        Warns:
+            ConvergenceWarning: If a sample did not converge.
+        """
+        solution = self.run(f, z0, fz0=fz0)
+        warn_unconverged(solution, self, what="fixed point", remedies=self.remedies)
+        return solution
+
+    @abstractmethod
+    def run(self, f: Callable[[Any], Any], z0: Any, *, fz0: Any = None) -> Solution:
+        """As :meth:`solve`, but leaves it to the caller to look at the status: no warning."""
+
+
+def require(fact: bool, owner: object, name: str, value: object, meaning: str) -> None:
+    """Raise unless ``fact`` holds of an option.
+
+    Raises:
+        ValueError: Naming the option, its value and what it should be.
+    """
+    if not fact:
+        raise ValueError(f"{type(owner).__name__}({name}={value!r}): {name} must be {meaning}")
+
+
+class Iterate(NamedTuple):
+    """A point with the value of the map there; matrices with a row for each sample that is not finished."""
+
+    z: Tensor
+    fz: Tensor
+    r: Tensor
+    """f(z) − z."""
+
+    def where(self, mask: Tensor, other: Iterate) -> Iterate:
+        """This iterate in the rows where ``mask`` is true, ``other`` elsewhere."""
+        rows = mask[:, None]
+        return Iterate(*(torch.where(rows, mine, theirs) for mine, theirs in zip(self, other, strict=True)))
+
+    def take(self, rows: Tensor) -> Iterate:
+        """The rows (int64 indices) alone."""
+        return Iterate(*(matrix[rows] for matrix in self))
+
+    def norms(self) -> tuple[Vector, Vector]:
+        """‖f(z) − z‖ and ‖f(z)‖ of each row, on the host."""
+        both = torch.stack((torch.linalg.vector_norm(self.r, dim=1), torch.linalg.vector_norm(self.fz, dim=1)))
+        residual, scale = both.double().cpu().numpy()
+        return residual, scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iterative(Solver, Generic[StateT]):
+    """A solver that is one mathematical step, repeated by the shared loop.
+
+    To write one: ``init`` makes what the steps remember, ``step`` goes from one iterate to the next point. A
+    state that ``forget`` and ``select`` have to know about overrides those too.
+    """
+
+    growth: ClassVar[float | None] = None
+    """Where set, a sample whose residual exceeds this multiple of its best goes back there and restarts."""
+
+    def init(self, z: Tensor) -> StateT:
+        """What the steps remember, for a batch of points ``z`` of shape ``(rows, size)``."""
+        return None  # type: ignore[return-value]
+
+    @abstractmethod
+    def step(self, f: PackedMap, now: Iterate, state: StateT) -> Tensor:
+        """The next point for every row. It must not change ``now`` in place; it may change ``state``."""
+
+    def forget(self, state: StateT, rows: Tensor, now: Iterate) -> None:
+        """Forget the past of ``rows`` (bool), which are back at their best iterate in ``now``."""
+
+    def select(self, state: StateT, rows: Tensor) -> StateT:
+        """The state of ``rows`` (int64 indices) alone."""
+        return state
+
+    @property
+    def rounds(self) -> int:
+        """How many steps the loop may take."""
+        return self.max_steps
+
+    def spent(self, state: StateT, step: int) -> Any:
+        """What to report as the steps of each row after ``step`` steps of the loop."""
+        return step
+
+    @final
+    @torch.no_grad()
+    def run(self, f: Callable[[Any], Any], z0: Any, *, fz0: Any = None) -> Solution:  # noqa: D102
+        layout = Layout.of(z0)
+        packed = PackedMap(f, layout)
+        z = layout.pack([leaf.detach() for leaf in leaves(z0)])
+        if fz0 is not None:
+            packed.remember(z, flat_value(layout, fz0))
+        loop: _Loop[StateT] = _Loop(self, packed, z)
+        while loop.measure():
+            loop.advance()
+        return loop.solution()
+
+
+class _Loop(Generic[StateT]):
+    """One run: the rows still at work on the device, what is known of every sample on the host.
+
+    The decisions (who has converged, improved, gone astray) are taken in NumPy on two numbers a sample: one
+    transfer an iteration from a GPU, and on the CPU the cheapest small-array arithmetic there is.
+    """
+
+    def __init__(self, solver: Iterative[StateT], f: PackedMap, z: Tensor) -> None:
+        batch = z.shape[0]
+        self.solver, self.f, self.z, self.state = solver, f, z, solver.init(z)
+        self.step = 0
+        self.droppable = True
+        # by row of the matrices
+        self.sample = np.arange(batch)  # whose row it is
+        self.done = np.zeros(batch, dtype=bool)  # finished, but still in the batch
+        self.least = np.full(batch, np.inf)  # residual of the best iterate
+        self.start = np.zeros(batch)  # the scale that growth is measured against
+        # by sample
+        self.value = torch.empty_like(z)
+        self.residual = np.full(batch, np.nan)
+        self.steps = np.zeros(batch, dtype=np.int64)
+        self.status = np.zeros(batch, dtype=np.int64)
+        self.trace: list[Vector] = []
+
+    def measure(self) -> bool:
+        """Evaluate f at z, settle the samples that are finished, and say whether any is not."""
+        solver = self.solver
+        fz = self.f(self.z)
+        self.now = Iterate(self.z, fz, fz - self.z)
+        residual, scale = self.now.norms()
+        self.current = residual
+        if self.step == 0:
+            self.best = self.now
+            self.start = np.where(np.isfinite(residual + scale), np.maximum(residual, scale), 0.0)
+        if solver.record:
+            self._record()
+        with np.errstate(invalid="ignore"):
+            converged = residual <= solver.atol + solver.rtol * scale
+        improved = residual < self.least
+        if not np.count_nonzero(converged) and np.count_nonzero(improved) == improved.size > 0:
+            self.best, self.least = self.now, residual  # the usual case; nobody who improves is lost
+            if self.step < solver.rounds and not np.count_nonzero(self.done):
+                return True
+        converged &= np.isfinite(residual)
+        self._keep_best(improved | converged)
+        finished = converged | (self.step == solver.rounds)
+        if solver.growth is None or self.step == 0:
+            finished |= ~(residual <= self.start / torch.finfo(fz.dtype).eps)
+        self._settle(finished & ~self.done, converged)
+        return not self.done.all()
+
+    def advance(self) -> None:
+        """Go to the next point: drop who is finished, send back who went astray, and step."""
+        finished = int(np.count_nonzero(self.done))
+        if finished >= DROP * self.done.size and self.droppable:
+            finished = self._drop(finished)
+        if self.solver.growth is not None:
+            astray = ~(self.current <= self.solver.growth * self.least) & ~self.done
+            if np.count_nonzero(astray):
+                rows = self._device(astray)
+                self.now = self.best.where(rows, self.now)
+                self.solver.forget(self.state, rows, self.now)
+        z = self.solver.step(self.f, self.now, self.state)
+        self.z = torch.where(self._device(self.done)[:, None], self.now.z, z) if finished else z
+        self.step += 1
+
+    def solution(self) -> Solution:
+        """The record of what was found."""
+        layout, device = self.f.layout, self.value.device
+        trace = torch.from_numpy(np.stack(self.trace)) if self.trace else None
+        return Solution(
+            value=layout.tree(layout.unpack(self.value)),
+            residual=torch.from_numpy(self.residual).to(device, self.value.dtype),
+            steps=torch.from_numpy(self.steps).to(device),
+            status=torch.from_numpy(self.status).to(device),
+            evaluations=self.f.evaluations,
+            trace=None if trace is None else trace.to(device, self.value.dtype),
+        )
+
+    def _keep_best(self, improved: Mask) -> None:
+        improved &= ~self.done
+        if improved.all():
+            self.best = self.now
+        elif improved.any():
+            self.best = self.now.where(self._device(improved), self.best)
+        self.least = np.where(improved, self.current, self.least)
+
+    def _record(self) -> None:
+        seen = self.residual.copy()
+        seen[self.sample[~self.done]] = self.current[~self.done]
+        self.trace.append(seen)
+
+    def _settle(self, finished: Mask, converged: Mask) -> None:
+        if not np.count_nonzero(finished):
+            return
+        verdict = np.where(self.current > DIVERGED * self.start, int(Status.DIVERGED), int(Status.MAX_STEPS))
+        verdict = np.where(np.isfinite(self.current), verdict, int(Status.NONFINITE))
+        verdict = np.where(converged, int(Status.CONVERGED), verdict)
+        sample = self.sample[finished]
+        self.status[sample] = verdict[finished]
+        self.residual[sample] = np.where(np.isfinite(self.least), self.least, self.current)[finished]
+        self.steps[self.sample] = np.where(finished, self.solver.spent(self.state, self.step), self.steps[self.sample])
+        if finished.all() and sample.size == self.value.shape[0]:
+            self.value.copy_(self.best.z)
+        else:
+            self.value[self._device(sample)] = self.best.z[self._device(finished)]
+        self.done |= finished
+
+    def _drop(self, finished: int) -> int:
+        keep = np.flatnonzero(~self.done)
+        rows = self._device(keep)
+        self.droppable = self.f.select(rows, self.now.z, self.now.fz)
+        if not self.droppable:
+            return finished
+        self.now, self.best = self.now.take(rows), self.best.take(rows)
+        self.state = self.solver.select(self.state, rows)
+        for name in ("sample", "done", "least", "start", "current"):
+            setattr(self, name, getattr(self, name)[keep])
+        return 0
+
+    def _device(self, array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.value.device)

@@ -113,7 +113,7 @@ class InfNorm(Constraint):
         size = weight.abs()
         norm = size.sum(-1, keepdim=True)
         if self.method == "rescale":
-            return weight * (self.kappa / norm.clamp_min(self.kappa))
+            return weight / (norm / self.kappa).clamp_min(1)
         threshold = self._threshold(size)
         shrunk = weight.sign() * (size - threshold).clamp_min(0)
         return torch.where(norm > self.kappa, shrunk, weight)

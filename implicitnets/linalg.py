@@ -29,6 +29,6 @@ def solve_dense(matrix: Tensor, right: Tensor) -> Tensor:
     size = torch.linalg.vector_norm(matrix, dim=(1, 2)) * torch.linalg.vector_norm(x, dim=1)
     wrong = ~(residual <= torch.finfo(x.dtype).eps * matrix.shape[1] * size)
     for i in wrong.nonzero().flatten().tolist():
-        if bool(torch.isfinite(matrix[i]).all()):
+        if bool(torch.isfinite(matrix[i]).all() & torch.isfinite(right[i]).all()):
             x[i] = torch.linalg.lstsq(matrix[i].cpu(), right[i, :, None].cpu(), driver="gelsd")[0][:, 0]
     return x

@@ -135,7 +135,7 @@ def _outside(outputs: Sequence[Tensor], start: int, known: Iterable[Tensor]) -> 
     known_leaves = {id(t) for t in known if t.grad_fn is None}
     stack: list[tuple[Node | None, int]] = [(t.grad_fn, t.output_nr) for t in outputs]
     seen: set[Node] = set()
-    missing: list[Tensor] = []
+    missing = [t for t in outputs if t.grad_fn is None and t.requires_grad and id(t) not in known_leaves]
     while stack:
         node, index = stack.pop()
         if node is None or (node, index) in edges:

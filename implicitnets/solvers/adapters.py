@@ -165,7 +165,7 @@ class SciPy(_External):
 
     def step(self, f: PackedMap, now: Iterate, state: _Spent) -> Tensor:  # noqa: D102
         out = now.z.clone()
-        residual, scale = now.norms()
+        residual, scale = now.host_norms()
         state.steps = np.zeros(residual.size, dtype=np.int64)
         for i in np.flatnonzero(residual > self.atol + self.rtol * scale).tolist():
             limit = min(self.rtol or 1.0, self.atol + self.rtol * scale[i]) / now.z.shape[1] ** 0.5

@@ -99,7 +99,8 @@ class Anderson(Iterative[_History]):
         dr.div_(norm)
         df.div_(norm)
         row = inner(state.dr[:used], dr)
-        row[slot] = self._diagonal(dr)
+        noise = now.norms[:, 1] * torch.finfo(dr.dtype).eps / norm[:, 0]  # of dr, by rounding in f(z)
+        row[slot] = noise.clamp_(max=1 / torch.finfo(dr.dtype).eps).square_().add_(self._diagonal(dr))
         state.gram[slot, :used] = row
         state.gram[:used, slot] = row
         return used

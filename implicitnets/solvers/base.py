@@ -95,12 +95,21 @@ def require(fact: bool, owner: object, name: str, value: object, meaning: str) -
 
 
 class Iterate(NamedTuple):
-    """A point with the value of the map there; matrices with a row for each sample that is not finished."""
+    """A point with the value of the map there; a row for each sample that is still in the batch."""
 
     z: Tensor
     fz: Tensor
     r: Tensor
     """f(z) − z."""
+    norms: Tensor
+    """‖f(z) − z‖ and ‖f(z)‖ of each row, shape (rows, 2)."""
+
+    @classmethod
+    def at(cls, z: Tensor, fz: Tensor) -> Iterate:
+        """The iterate of a point and the value there."""
+        r = fz - z
+        norms = torch.stack((torch.linalg.vector_norm(r, dim=1), torch.linalg.vector_norm(fz, dim=1)), 1)
+        return cls(z, fz, r, norms)
 
     def where(self, mask: Tensor, other: Iterate) -> Iterate:
         """This iterate in the rows where ``mask`` is true, ``other`` elsewhere."""
@@ -111,10 +120,9 @@ class Iterate(NamedTuple):
         """The rows (int64 indices) alone."""
         return Iterate(*(matrix[rows] for matrix in self))
 
-    def norms(self) -> tuple[Vector, Vector]:
-        """‖f(z) − z‖ and ‖f(z)‖ of each row, on the host."""
-        both = torch.stack((torch.linalg.vector_norm(self.r, dim=1), torch.linalg.vector_norm(self.fz, dim=1)))
-        residual, scale = both.double().cpu().numpy()
+    def host_norms(self) -> tuple[Vector, Vector]:
+        """‖f(z) − z‖ and ‖f(z)‖ of each row, in NumPy."""
+        residual, scale = self.norms.double().cpu().numpy().T
         return residual, scale
 
 
@@ -179,6 +187,7 @@ class _Loop(Generic[StateT]):
         self.solver, self.f, self.z, self.state = solver, f, z, solver.init(z)
         self.step = 0
         self.droppable = True
+        self.horizon = torch.finfo(z.dtype).eps ** -0.75
         # by row of the matrices
         self.sample = np.arange(batch)  # whose row it is
         self.done = np.zeros(batch, dtype=bool)  # finished, but still in the batch
@@ -194,9 +203,8 @@ class _Loop(Generic[StateT]):
     def measure(self) -> bool:
         """Evaluate f at z, settle the samples that are finished, and say whether any is not."""
         solver = self.solver
-        fz = self.f(self.z)
-        self.now = Iterate(self.z, fz, fz - self.z)
-        residual, scale = self.now.norms()
+        self.now = Iterate.at(self.z, self.f(self.z))
+        residual, scale = self.now.host_norms()
         self.current = residual
         if self.step == 0:
             self.best = self.now
@@ -205,17 +213,18 @@ class _Loop(Generic[StateT]):
             self._record()
         with np.errstate(invalid="ignore"):
             converged = residual <= solver.atol + solver.rtol * scale
+        far = scale > self.start * self.horizon  # so far out the tolerance, relative to f(z), means nothing
         improved = residual < self.least
-        if not np.count_nonzero(converged) and np.count_nonzero(improved) == improved.size > 0:
-            self.best, self.least = self.now, residual  # the usual case; nobody who improves is lost
-            if self.step < solver.rounds and not np.count_nonzero(self.done):
-                return True
-        converged &= np.isfinite(residual)
-        self._keep_best(improved | converged)
-        finished = converged | (self.step == solver.rounds)
+        ordinary = np.count_nonzero(improved) == improved.size > 0 == np.count_nonzero(converged | far | self.done)
+        if ordinary and self.step < solver.rounds:  # everybody improved, so nobody is lost
+            self.best, self.least = self.now, residual
+            return True
+        converged &= np.isfinite(residual) & ~far
+        self._keep_best((improved & ~far) | converged)
+        finished = converged | far | (self.step == solver.rounds)
         if solver.growth is None or self.step == 0:
-            finished |= ~(residual <= self.start / torch.finfo(fz.dtype).eps)
-        self._settle(finished & ~self.done, converged)
+            finished |= ~np.isfinite(residual)
+        self._settle(finished & ~self.done, converged, far)
         return not self.done.all()
 
     def advance(self) -> None:
@@ -259,10 +268,10 @@ class _Loop(Generic[StateT]):
         seen[self.sample[~self.done]] = self.current[~self.done]
         self.trace.append(seen)
 
-    def _settle(self, finished: Mask, converged: Mask) -> None:
+    def _settle(self, finished: Mask, converged: Mask, far: Mask) -> None:
         if not np.count_nonzero(finished):
             return
-        verdict = np.where(self.current > DIVERGED * self.start, int(Status.DIVERGED), int(Status.MAX_STEPS))
+        verdict = np.where(far | (self.current > DIVERGED * self.start), int(Status.DIVERGED), int(Status.MAX_STEPS))
         verdict = np.where(np.isfinite(self.current), verdict, int(Status.NONFINITE))
         verdict = np.where(converged, int(Status.CONVERGED), verdict)
         sample = self.sample[finished]

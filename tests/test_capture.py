@@ -1,0 +1,59 @@
+"""What a function depends on is found, or its loss is noticed."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from implicitnets.backward.capture import Substitution, capture
+
+
+def find(f, *known):
+    return capture(f, known, lambda value: [value])
+
+
+def test_finds_leaves_results_and_what_hides_in_lists():
+    a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    c = b * 2
+    still = torch.ones(2)
+    value, found = find(lambda: torch.cat([a, still]).sum() + functional.linear(c, torch.stack((a, c))).sum())
+    assert value.requires_grad
+    assert {id(t) for t in found} == {id(a), id(c)}
+
+
+def test_takes_nothing_that_f_made_itself():
+    a = torch.ones(2, requires_grad=True)
+    _, found = find(lambda: (a * 2).sin() + (a * 3).cos())
+    assert [id(t) for t in found] == [id(a)]
+
+
+def test_known_tensors_come_first_also_those_without_gradient():
+    a, b = torch.ones(2), torch.ones(2, requires_grad=True)
+    _, found = find(lambda: a + b, a)
+    assert [id(t) for t in found] == [id(a), id(b)]
+
+
+def test_a_leaf_returned_as_it_is_counts():
+    a = torch.ones(2, requires_grad=True)
+    _, found = find(lambda: a)
+    assert [id(t) for t in found] == [id(a)]
+
+
+def test_a_result_returned_as_it_is_cannot_be_followed():
+    a = torch.ones(2, requires_grad=True) * 2
+    with pytest.raises(RuntimeError, match="the result of MulBackward0"):
+        find(lambda: a)
+    _, found = find(lambda: a, a)
+    assert [id(t) for t in found] == [id(a)]
+
+
+def test_substitution_replaces_inside_containers_and_proves_that_nothing_escaped():
+    a, b = torch.full((2,), 3.0, requires_grad=True), torch.full((2,), 5.0, requires_grad=True)
+    new = torch.full((2,), 7.0, requires_grad=True)
+    with Substitution([a], [new]) as inside:
+        out = torch.stack([a, a * 2]).sum() + functional.linear(input=a, weight=torch.ones(1, 2)).sum()
+    inside.check([out])
+    assert out.item() == 7 * 2 + 14 * 2 + 14
+    with Substitution([a], [new]) as inside:
+        out = a * b
+    with pytest.raises(RuntimeError, match="a tensor of shape"):
+        inside.check([out])

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from . import native
 from .base import Iterate, Iterative, require
 from .packed import PackedMap
 from .window import combine, inner
@@ -19,7 +20,7 @@ __all__ = ["Anderson"]
 class _History:
     """The last differences of residuals and of values, both in units of the former's norm, and their products."""
 
-    dr: Tensor  # (memory, rows, size), each row of norm 1 or 0
+    dr: Tensor  # (memory, rows, size), each row of norm 1, less where it is mere noise
     df: Tensor  # (memory, rows, size), with the sign turned
     gram: Tensor  # (memory, memory, rows): <dr, dr> + ridge; that of the identity where a slot is empty
     keep: Tensor  # (rows, 1): 1 - damping, halved at each restart
@@ -75,35 +76,40 @@ class Anderson(Iterative[_History]):
         return 1 + self.ridge * torch.finfo(z.dtype).eps
 
     def step(self, f: PackedMap, now: Iterate, state: _History) -> Tensor:  # noqa: D102
-        used = self._remember(now, state)
-        base = torch.addcmul(now.z, now.r, state.keep) if state.damped else now.fz
-        if used == 0:
-            return base
-        dr, df, gram = state.dr[:used], state.df[:used], state.gram[:used, :used]
-        gamma = torch.linalg.solve_ex(gram.permute(2, 0, 1), inner(dr, now.r).T[:, :, None])[0][:, :, 0].T
-        if state.damped:
-            base = combine(base, dr, gamma * (1 - state.keep.T))
-        return combine(base, df, gamma)
-
-    def _remember(self, now: Iterate, state: _History) -> int:
-        """Take in the newest differences and their row of the Gram matrix; the number of slots in use."""
         last, state.last = state.last, now
         if last is None:
-            return 0
+            return torch.addcmul(now.z, now.r, state.keep) if state.damped else now.fz
         slots = state.dr.shape[0]
         slot, used = state.count % slots, min(state.count + 1, slots)
         state.count += 1
+        if slots <= native.MAX_MEMORY and native.fits(now.r):
+            at, before = (now.r, now.fz, now.norms), (last.r, last.fz)
+            history = (state.keep, state.dr, state.df, state.gram)
+            return native.anderson(slot, used, self._diagonal(now.r), at, before, history)
+        self._remember(slot, used, now, last, state)
+        return self._mix(used, now, state)
+
+    def _remember(self, slot: int, used: int, now: Iterate, last: Iterate, state: _History) -> None:
+        """Take in the newest differences and their row of the Gram matrix."""
         dr = torch.sub(now.r, last.r, out=state.dr[slot])
         df = torch.sub(last.fz, now.fz, out=state.df[slot])
-        norm = torch.linalg.vector_norm(dr, dim=1, keepdim=True).clamp_min_(torch.finfo(dr.dtype).tiny)
-        dr.div_(norm)
-        df.div_(norm)
+        noise = now.norms[:, 1:] * torch.finfo(dr.dtype).eps  # of dr, by rounding in f(z)
+        size = torch.linalg.vector_norm(dr, dim=1, keepdim=True).hypot_(noise).clamp_min_(torch.finfo(dr.dtype).tiny)
+        dr.div_(size)
+        df.div_(size)
         row = inner(state.dr[:used], dr)
-        noise = now.norms[:, 1] * torch.finfo(dr.dtype).eps / norm[:, 0]  # of dr, by rounding in f(z)
-        row[slot] = noise.clamp_(max=1 / torch.finfo(dr.dtype).eps).square_().add_(self._diagonal(dr))
+        row[slot] = self._diagonal(dr)
         state.gram[slot, :used] = row
         state.gram[:used, slot] = row
-        return used
+
+    def _mix(self, used: int, now: Iterate, state: _History) -> Tensor:
+        """f(z) − ΔF γ − damping · (r − ΔR γ)."""
+        dr, df, gram = state.dr[:used], state.df[:used], state.gram[:used, :used]
+        gamma = torch.linalg.solve_ex(gram.permute(2, 0, 1), inner(dr, now.r).T[:, :, None])[0][:, :, 0].T
+        if not state.damped:
+            return combine(now.fz, df, gamma)
+        damped = torch.addcmul(now.z, now.r, state.keep)
+        return combine(combine(damped, dr, gamma * (1 - state.keep.T)), df, gamma)
 
     def forget(self, state: _History, rows: Tensor, now: Iterate) -> None:  # noqa: D102
         for ring in (state.dr, state.df):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..pytree import Layout, leaves
 from ..solution import Solution, Status, warn_unconverged
+from . import native
 from .packed import PackedMap, flat_value
 
 __all__ = ["Iterate", "Iterative", "Solver"]
@@ -107,6 +108,9 @@ class Iterate(NamedTuple):
     @classmethod
     def at(cls, z: Tensor, fz: Tensor) -> Iterate:
         """The iterate of a point and the value there."""
+        z, fz = z.contiguous(), fz.contiguous()
+        if native.fits(z):
+            return cls(z, fz, *native.residual(z, fz))
         r = fz - z
         norms = torch.stack((torch.linalg.vector_norm(r, dim=1), torch.linalg.vector_norm(fz, dim=1)), 1)
         return cls(z, fz, r, norms)
@@ -122,7 +126,7 @@ class Iterate(NamedTuple):
 
     def host_norms(self) -> tuple[Vector, Vector]:
         """‖f(z) − z‖ and ‖f(z)‖ of each row, in NumPy."""
-        residual, scale = self.norms.double().cpu().numpy().T
+        residual, scale = self.norms.cpu().numpy().T.astype(np.float64)
         return residual, scale
 
 
@@ -211,20 +215,21 @@ class _Loop(Generic[StateT]):
             self.start = np.where(np.isfinite(residual + scale), np.maximum(residual, scale), 0.0)
         if solver.record:
             self._record()
+        live = ~self.done
         with np.errstate(invalid="ignore"):
-            converged = residual <= solver.atol + solver.rtol * scale
-        far = scale > self.start * self.horizon  # so far out the tolerance, relative to f(z), means nothing
+            converged = (residual <= solver.atol + solver.rtol * scale) & live
+        far = (scale > self.start * self.horizon) & live  # so far out a tolerance relative to f(z) means nothing
         improved = residual < self.least
-        ordinary = np.count_nonzero(improved) == improved.size > 0 == np.count_nonzero(converged | far | self.done)
-        if ordinary and self.step < solver.rounds:  # everybody improved, so nobody is lost
-            self.best, self.least = self.now, residual
-            return True
+        self.steady = bool(np.count_nonzero(improved | self.done) == live.size)
+        if self.steady and not np.count_nonzero(converged | far) and self.step < solver.rounds:
+            self.best, self.least = self.now, residual  # the usual iteration: everybody improves, nobody is lost
+            return live.size > 0
         converged &= np.isfinite(residual) & ~far
         self._keep_best((improved & ~far) | converged)
         finished = converged | far | (self.step == solver.rounds)
         if solver.growth is None or self.step == 0:
             finished |= ~np.isfinite(residual)
-        self._settle(finished & ~self.done, converged, far)
+        self._settle(finished & live, converged, far)
         return not self.done.all()
 
     def advance(self) -> None:
@@ -232,7 +237,7 @@ class _Loop(Generic[StateT]):
         finished = int(np.count_nonzero(self.done))
         if finished >= DROP * self.done.size and self.droppable:
             finished = self._drop(finished)
-        if self.solver.growth is not None:
+        if self.solver.growth is not None and not self.steady:
             astray = ~(self.current <= self.solver.growth * self.least) & ~self.done
             if np.count_nonzero(astray):
                 rows = self._device(astray)
@@ -256,8 +261,7 @@ class _Loop(Generic[StateT]):
         )
 
     def _keep_best(self, improved: Mask) -> None:
-        improved &= ~self.done
-        if improved.all():
+        if (improved | self.done).all():
             self.best = self.now
         elif improved.any():
             self.best = self.now.where(self._device(improved), self.best)

@@ -1,0 +1,66 @@
+"""The compiled loops compute what the tensor operations compute, and nobody needs them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from problems import DTYPES, PROBLEMS, matrix, monotone, normal
+
+from implicitnets.solvers import Anderson, Picard, native
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="there is no C compiler")
+
+
+def both(monkeypatch, solver, f, z0):
+    fast = solver.run(f, z0)
+    monkeypatch.setattr(native, "fits", lambda z: False)
+    return fast, solver.run(f, z0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", [name for name in PROBLEMS if name not in ("tree", "none")])
+@pytest.mark.parametrize("solver", [Anderson(), Anderson(damping=0.3, memory=3), Picard()], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_solution_in_about_the_same_steps(monkeypatch, name, solver, dtype):
+    problem = PROBLEMS[name](dtype)
+    fast, plain = both(monkeypatch, solver, problem.f, problem.z0)
+    assert torch.equal(fast.status, plain.status)
+    if problem.solution is not None and fast.converged.all():  # else rounding decides where they wander
+        assert (fast.steps - plain.steps).abs().max() <= 2
+        assert torch.allclose(fast.value, plain.value, rtol=1e-2, atol=1e-3)
+
+
+@needs_compiler
+@pytest.mark.parametrize("memory", [1, 4, 32, 33])
+def test_same_iterates_through_restarts(monkeypatch, memory):
+    w, x = monotone(20, 2.0, torch.float64), normal(4, 20, dtype=torch.float64)
+    solver = Anderson(memory=memory, rtol=1e-7, max_steps=200, record=True)
+    fast, plain = both(monkeypatch, solver, lambda z: torch.relu(z @ w.T + x), torch.zeros_like(x))
+    assert fast.converged.all()
+    assert torch.allclose(fast.trace[:12], plain.trace[:12], rtol=1e-6)
+
+
+@needs_compiler
+def test_values_that_are_not_contiguous_are_taken_as_they_are(monkeypatch):
+    w, x = matrix(6, 0.8, torch.float64), normal(5, 6, dtype=torch.float64)
+    z0 = torch.zeros(6, 5, dtype=torch.float64).T
+    fast, plain = both(monkeypatch, Anderson(rtol=1e-8), lambda z: torch.tanh(w @ z.T + x.T).T, z0)
+    assert torch.allclose(fast.value, plain.value)
+    assert torch.equal(fast.steps, plain.steps)
+
+
+@pytest.mark.parametrize(
+    "how", [{"IMPLICITNETS_NATIVE": "0"}, {"PATH": "/nowhere", "CC": ""}, {"XDG_CACHE_HOME": "/dev/null"}]
+)
+def test_without_them_everything_works(how):
+    script = """
+import torch, implicitnets as inn
+from implicitnets.solvers import native
+assert native.library() is None
+assert inn.fixed_point(torch.cos, torch.zeros(3, 2)).converged.all()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], env=how, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

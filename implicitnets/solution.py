@@ -42,7 +42,7 @@ class Solution:
             iterate that was measured.
         residual: ‖f(z) − z‖₂ at ``value`` for each sample, shape ``(batch,)``, over all leaves of the state.
         steps: Solver steps spent on each sample, int64 of shape ``(batch,)``.
-        status: A :class:`Status` for each sample, int64 of shape ``(batch,)``.
+        status: A ``Status`` for each sample, int64 of shape ``(batch,)``.
         evaluations: How often f was called (each call is on the batch, or on what is left of it).
         trace: The residual of each sample at each iteration, shape ``(iterations, batch)``, if the solver was
             told to ``record`` it, else None. A finished sample keeps its last residual.

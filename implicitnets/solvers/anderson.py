@@ -44,7 +44,7 @@ class Anderson(Iterative[_History]):
     Attributes:
         memory: Differences kept, at least 1. The state is stored 2 · memory times.
         damping: Share of the residual that is not added, in [0, 1).
-        ridge: Ridge of the normalised Gram matrix, in units of machine precision.
+        ridge: Ridge of the normalized Gram matrix, in units of machine precision.
 
     Raises:
         ValueError: If memory, damping or ridge is out of range.

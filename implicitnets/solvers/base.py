@@ -24,8 +24,8 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 DIVERGED = 10.0
 """A sample has diverged, not merely run out of steps, if its residual ends above this multiple of the start's."""
-DROP = 0.25
-"""Finished samples are dropped from the batch once they are this share of it."""
+DROP = 0.1
+"""Finished samples are dropped from the batch when they are at least this share of it, and if that pays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Solver(ABC):
             fz0: f(z0), if it is known already.
 
         Returns:
-            The record of the solve; the value has no gradient (:func:`implicitnets.fixed_point` gives it one).
+            The record of the solve; the value has no gradient (``implicitnets.fixed_point`` gives it one).
 
         Raises:
             TypeError: If z0 is not of floating point or f(z) is not built like z.
@@ -82,7 +82,7 @@ class Solver(ABC):
 
     @abstractmethod
     def run(self, f: Callable[[Any], Any], z0: Any, *, fz0: Any = None) -> Solution:
-        """As :meth:`solve`, but leaves it to the caller to look at the status: no warning."""
+        """As ``solve``, but leaves it to the caller to look at the status: no warning."""
 
 
 def require(fact: bool, owner: object, name: str, value: object, meaning: str) -> None:
@@ -211,13 +211,14 @@ class _Loop(Generic[StateT]):
         residual, scale = self.now.host_norms()
         self.current = residual
         if self.step == 0:
-            self.best = self.now
+            self.best, self.first = self.now, residual
             self.start = np.where(np.isfinite(residual + scale), np.maximum(residual, scale), 0.0)
         if solver.record:
             self._record()
         live = ~self.done
         with np.errstate(invalid="ignore"):
-            converged = (residual <= solver.atol + solver.rtol * scale) & live
+            self.limit = solver.atol + solver.rtol * scale
+            converged = (residual <= self.limit) & live
         far = (scale > self.start * self.horizon) & live  # so far out a tolerance relative to f(z) means nothing
         improved = residual < self.least
         self.steady = bool(np.count_nonzero(improved | self.done) == live.size)
@@ -235,7 +236,7 @@ class _Loop(Generic[StateT]):
     def advance(self) -> None:
         """Go to the next point: drop who is finished, send back who went astray, and step."""
         finished = int(np.count_nonzero(self.done))
-        if finished >= DROP * self.done.size and self.droppable:
+        if finished >= DROP * self.done.size and self.droppable and self._dropping_pays(finished):
             finished = self._drop(finished)
         if self.solver.growth is not None and not self.steady:
             astray = ~(self.current <= self.solver.growth * self.least) & ~self.done
@@ -288,6 +289,14 @@ class _Loop(Generic[StateT]):
             self.value[self._device(sample)] = self.best.z[self._device(finished)]
         self.done |= finished
 
+    def _dropping_pays(self, finished: int) -> bool:
+        """Whether the rows that evaluations would be spared outweigh the trial that comes before the first drop."""
+        live = ~self.done
+        with np.errstate(divide="ignore", invalid="ignore"):
+            to_go = np.log(self.current / self.limit)[live] / np.log(self.first / self.current)[live]
+        iterations = max(self.step, 1) * np.max(np.where(to_go > 0, to_go, np.inf))
+        return bool(iterations * finished > (0 if self.f.cut else np.count_nonzero(live)))
+
     def _drop(self, finished: int) -> int:
         keep = np.flatnonzero(~self.done)
         rows = self._device(keep)
@@ -296,7 +305,7 @@ class _Loop(Generic[StateT]):
             return finished
         self.now, self.best = self.now.take(rows), self.best.take(rows)
         self.state = self.solver.select(self.state, rows)
-        for name in ("sample", "done", "least", "start", "current"):
+        for name in ("sample", "done", "least", "first", "start", "current", "limit"):
             setattr(self, name, getattr(self, name)[keep])
         return 0
 

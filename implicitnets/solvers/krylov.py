@@ -45,9 +45,9 @@ class _Krylov(Iterative[None]):
 
 @dataclass(frozen=True, kw_only=True)
 class GMRES(_Krylov):
-    """Restarted GMRES for an affine map f(z) = Jz + b, in its form of generalised conjugate residuals.
+    """Restarted GMRES for an affine map f(z) = Jz + b, in its form of generalized conjugate residuals.
 
-    Minimises ‖f(z) − z‖ over a Krylov space that grows by one product with J at a time (Saad and Schultz 1986;
+    Minimizes ‖f(z) − z‖ over a Krylov space that grows by one product with J at a time (Saad and Schultz 1986;
     Eisenstat, Elman and Schultz 1983). A step is a cycle of up to ``restart`` products. Where the residual can't
     be reduced along itself, the search goes on along the last image, as GMRES would.
 
@@ -68,27 +68,35 @@ class GMRES(_Krylov):
         p = z.new_empty((self.restart, *z.shape))
         q = torch.empty_like(p)
         tiny = torch.finfo(z.dtype).eps
-        direction, active = r, torch.ones_like(r[:, :1], dtype=torch.bool)
+        size = torch.linalg.vector_norm(r, dim=1, keepdim=True)
+        direction, active = r, size > 0
         for k in range(self.restart):
-            size = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
-            p[k] = torch.where(size > 0, direction / size, 0.0)
+            p[k] = direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
             q[k] = apply(p[k])
-            before = torch.linalg.vector_norm(q[k], dim=1, keepdim=True)
-            for _ in range(2 if k else 0):  # twice is enough (Parlett)
-                overlap = -inner(q[:k], q[k])
-                q[k], p[k] = combine(q[k], q[:k], overlap), combine(p[k], p[:k], overlap)
-            norm = torch.linalg.vector_norm(q[k], dim=1, keepdim=True)
-            scale = torch.where(active & (norm > tiny * before), 1 / norm, 0.0)  # 0: the space is exhausted
+            scale = self._orthogonalize(p, q, k).mul_(active)
             q[k] *= scale
             p[k] *= scale
             alpha = torch.linalg.vecdot(q[k], r)[:, None]
-            z, before = torch.addcmul(z, p[k], alpha), torch.linalg.vector_norm(r, dim=1, keepdim=True)
-            r = torch.addcmul(r, q[k], alpha, value=-1)
-            active = active & (torch.linalg.vector_norm(r, dim=1, keepdim=True) > self._limit(z, r)) & (scale > 0)
+            z, r = torch.addcmul(z, p[k], alpha), torch.addcmul(r, q[k], alpha, value=-1)
+            before, size = size, torch.linalg.vector_norm(r, dim=1, keepdim=True)
+            active = (size > self._limit(z, r)) & (scale > 0)
             if not active.any():
                 break
-            direction = torch.where(alpha.abs() > tiny**0.5 * before, r, q[k])
+            stuck = size > (1 - tiny) * before
+            direction = torch.where(stuck, q[k], r) if stuck.any() else r
         return z
+
+    @staticmethod
+    def _orthogonalize(p: Tensor, q: Tensor, k: int) -> Tensor:
+        """Make q[k] orthogonal to its predecessors, p[k] likewise; 1 / ‖q[k]‖, or 0 where nothing is left of it."""
+        before = norm = torch.linalg.vector_norm(q[k], dim=1, keepdim=True)
+        for _ in range(2 if k else 0):  # a second time where the first cancelled much: that is enough (Parlett)
+            overlap = -inner(q[:k], q[k])
+            q[k], p[k] = combine(q[k], q[:k], overlap), combine(p[k], p[:k], overlap)
+            last, norm = norm, torch.linalg.vector_norm(q[k], dim=1, keepdim=True)
+            if not (norm < last / 10).any():
+                break
+        return torch.where(norm > torch.finfo(norm.dtype).eps * before, 1 / norm, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class PackedMap:
         self.layout = layout
         self.evaluations = 0
         self._memo: tuple[Tensor, Tensor] | None = None
-        self._selected = False
+        self.cut = False
         self._plain = layout.plain
 
     def remember(self, z: Tensor, fz: Tensor) -> None:
@@ -122,7 +122,7 @@ class PackedMap:
         if not isinstance(self.f, Selectable):
             return False
         part = self.f.select(rows)
-        if not self._selected:
+        if not self.cut:
             try:
                 value = self.evaluate(z[rows], part)
             except (RuntimeError, ValueError):  # what was cut does not fit: the samples share it
@@ -131,7 +131,7 @@ class PackedMap:
             error = torch.linalg.vector_norm(value - expected)
             if not error <= torch.finfo(fz.dtype).eps ** 0.5 * torch.linalg.vector_norm(expected):
                 return False
-            self._selected = True
+            self.cut = True
         self.f = part
         self._memo = None
         return True

@@ -30,14 +30,15 @@ def fixed_point(
     closes over. f should treat each sample on its own. An input whose first axis is the batch belongs to the samples
     one by one: it is cut when finished samples are dropped from the batch, which f's closure can't be.
 
-    >>> import torch, implicitnets as inn
-    >>> a = torch.tensor([[0.5], [0.25]], dtype=torch.float64, requires_grad=True)
-    >>> solution = inn.fixed_point(lambda z, a: a * z + 1, torch.zeros_like(a), a)  # z = 1 / (1 - a)
-    >>> solution.value.detach().flatten()
-    tensor([2.0000, 1.3333], dtype=torch.float64)
-    >>> solution.value.sum().backward()
-    >>> a.grad.flatten()  # 1 / (1 - a)²
-    tensor([4.0000, 1.7778], dtype=torch.float64)
+    Example:
+        >>> import torch, implicitnets as inn
+        >>> a = torch.tensor([[0.5], [0.25]], dtype=torch.float64, requires_grad=True)
+        >>> solution = inn.fixed_point(lambda z, a: a * z + 1, torch.zeros_like(a), a)  # z = 1 / (1 - a)
+        >>> solution.value.detach().flatten()
+        tensor([2.0000, 1.3333], dtype=torch.float64)
+        >>> solution.value.sum().backward()
+        >>> a.grad.flatten()  # 1 / (1 - a)²
+        tensor([4.0000, 1.7778], dtype=torch.float64)
 
     Args:
         f: The map: takes a state and ``inputs``, returns a state of the same structure, shapes and dtypes.

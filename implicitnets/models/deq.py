@@ -62,15 +62,16 @@ class Equilibrium(nn.Module):
 class DEQ(Equilibrium):
     """The deep equilibrium model z = cell(z, *inputs) (Bai, Kolter and Koltun 2019).
 
-    >>> class Cell(nn.Module):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.recur, self.inject = nn.Linear(16, 16), nn.Linear(4, 16)
-    ...     def forward(self, z, x):
-    ...         return torch.tanh(0.5 * self.recur(z) + self.inject(x))
-    >>> model = nn.Sequential(DEQ(Cell(), state_shape=(16,)), nn.Linear(16, 3))
-    >>> model(torch.randn(8, 4)).shape
-    torch.Size([8, 3])
+    Example:
+        >>> class Cell(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.recur, self.inject = nn.Linear(16, 16), nn.Linear(4, 16)
+        ...     def forward(self, z, x):
+        ...         return torch.tanh(0.5 * self.recur(z) + self.inject(x))
+        >>> model = nn.Sequential(DEQ(Cell(), state_shape=(16,)), nn.Linear(16, 3))
+        >>> model(torch.randn(8, 4)).shape
+        torch.Size([8, 3])
 
     Args:
         cell: A module with ``forward(z, *inputs) -> z``. It may have ``initial_state(*inputs)``.

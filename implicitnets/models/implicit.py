@@ -35,11 +35,12 @@ class ImplicitModel(Equilibrium):
 
     Well-posed for every input if its constraint keeps ‖A‖∞ < 1.
 
-    >>> model = ImplicitModel(inputs=64, states=32, outputs=10)
-    >>> model(torch.randn(5, 64)).shape
-    torch.Size([5, 10])
-    >>> bool(model.A.abs().sum(1).max() <= 0.95 + 1e-6)
-    True
+    Example:
+        >>> model = ImplicitModel(inputs=64, states=32, outputs=10)
+        >>> model(torch.randn(5, 64)).shape
+        torch.Size([5, 10])
+        >>> bool(model.A.abs().sum(1).max() <= 0.95 + 1e-6)
+        True
 
     Attributes:
         A: Hidden weights, (states, states), constrained.

@@ -290,12 +290,12 @@ class _Loop(Generic[StateT]):
         self.done |= finished
 
     def _dropping_pays(self, finished: int) -> bool:
-        """Whether the rows that evaluations would be spared outweigh the trial that comes before the first drop."""
+        """Whether the rows that evaluations would be spared are twice those of the trial before the first drop."""
         live = ~self.done
         with np.errstate(divide="ignore", invalid="ignore"):
             to_go = np.log(self.current / self.limit)[live] / np.log(self.first / self.current)[live]
         iterations = max(self.step, 1) * np.max(np.where(to_go > 0, to_go, np.inf))
-        return bool(iterations * finished > (0 if self.f.cut else np.count_nonzero(live)))
+        return bool(iterations * finished > (0 if self.f.cut else 2 * np.count_nonzero(live)))
 
     def _drop(self, finished: int) -> int:
         keep = np.flatnonzero(~self.done)

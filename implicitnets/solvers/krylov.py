@@ -71,7 +71,8 @@ class GMRES(_Krylov):
         size = torch.linalg.vector_norm(r, dim=1, keepdim=True)
         direction, active = r, size > 0
         for k in range(self.restart):
-            p[k] = direction / torch.linalg.vector_norm(direction, dim=1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
+            length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+            p[k] = direction / length.clamp_min(torch.finfo(z.dtype).tiny)
             q[k] = apply(p[k])
             scale = self._orthogonalize(p, q, k).mul_(active)
             q[k] *= scale

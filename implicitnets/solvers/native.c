@@ -4,6 +4,11 @@
 #ifndef REAL
 #include <math.h>
 #define MAX_MEMORY 32
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__)
+#define CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define CLONES
+#endif
 
 #define REAL float
 #define NAME(x) x##_f32
@@ -16,7 +21,7 @@
 
 #else
 
-static double NAME(dot)(const REAL *a, const REAL *b, long size) {
+static inline __attribute__((always_inline)) double NAME(dot)(const REAL *a, const REAL *b, long size) {
     REAL sum = 0;
     double total = 0;
     for (long start = 0; start < size; start += 256) { /* short sums in REAL vectorize, and lose nothing */
@@ -30,7 +35,7 @@ static double NAME(dot)(const REAL *a, const REAL *b, long size) {
 }
 
 /* r = fz - z; norms[row] = (|r|, |fz|). */
-void NAME(residual)(long rows, long size, const REAL *z, const REAL *fz, REAL *r, REAL *norms) {
+CLONES void NAME(residual)(long rows, long size, const REAL *z, const REAL *fz, REAL *r, REAL *norms) {
     for (long b = 0; b < rows; b++, z += size, fz += size, r += size) {
 #pragma omp simd
         for (long i = 0; i < size; i++) r[i] = fz[i] - z[i];
@@ -63,7 +68,7 @@ static void NAME(cholesky_solve)(long n, double a[MAX_MEMORY][MAX_MEMORY], doubl
 
 /* One step of Anderson acceleration. dr, df: (memory, rows, size); gram: (memory, memory, rows); keep: (rows,), 1 minus
  * the damping. Writes the newest difference into `slot` and the next point into `out`. */
-void NAME(anderson)(long rows, long size, long memory, long slot, long used, double diagonal, double eps, double tiny,
+CLONES void NAME(anderson)(long rows, long size, long memory, long slot, long used, double diagonal, double eps, double tiny,
                     const REAL *r, const REAL *fz, const REAL *norms, const REAL *last_r, const REAL *last_fz,
                     const REAL *keep, REAL *dr, REAL *df, REAL *gram, REAL *out) {
     double matrix[MAX_MEMORY][MAX_MEMORY], gamma[MAX_MEMORY];

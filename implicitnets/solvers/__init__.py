@@ -7,10 +7,11 @@ from typing import Any
 from .. import values
 from .adapters import SciPy, TorchDEQ
 from .anderson import Anderson
-from .base import Iterate, Iterative, Solver
+from .base import Iterative, Solver
 from .broyden import Broyden
 from .dense import Dense
 from .krylov import GMRES, BiCGSTAB
+from .loop import Iterate
 from .newton import Newton
 from .packed import Affine, PackedMap, Selectable
 from .picard import Picard

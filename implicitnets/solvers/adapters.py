@@ -14,7 +14,8 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from .base import Iterate, Iterative
+from .base import Iterative
+from .loop import Iterate
 from .packed import PackedMap
 
 __all__ = ["SciPy", "TorchDEQ"]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import native
-from .base import Iterate, Iterative, require
+from .base import Iterative, require
+from .loop import Iterate
 from .packed import PackedMap
 from .window import combine, inner
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..linalg import solve_dense
-from .base import Iterate, Iterative
+from .base import Iterative
+from .loop import Iterate
 from .packed import PackedMap
 
 __all__ = ["Dense"]

@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Iterate, Iterative, require
+from .base import Iterative, require
+from .loop import Iterate
 from .packed import PackedMap
 from .window import combine, inner
 

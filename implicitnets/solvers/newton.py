@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..solution import Solution
-from .base import Iterate, Iterative, Solver, require
+from .base import Iterative, Solver, require
 from .krylov import GMRES
+from .loop import Iterate
 from .packed import Affine, PackedMap
 
 __all__ = ["Newton", "solve_scaled"]

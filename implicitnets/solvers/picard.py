@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import Iterate, Iterative, require
+from .base import Iterative, require
+from .loop import Iterate
 from .packed import PackedMap
 
 __all__ = ["Picard"]

@@ -146,11 +146,12 @@ class Loop(Generic[StateT]):
                 self.now = self.best.where(rows, self.now)
                 self.solver.forget(self.state, rows, self.now)
         z = self.solver.step(self.f, self.now, self.state)
-        self.z = torch.where(self._device(self.done)[:, None], self.now.z, z) if finished else z
+        self.z = torch.where(self._device(self.done)[:, None], self.best.z, z) if finished else z
         self.step += 1
 
     def solution(self) -> Solution:
         """The record of what was found."""
+        self._write(np.arange(self.sample.size))
         layout, device = self.f.layout, self.value.device
         trace = torch.from_numpy(np.stack(self.trace)) if self.trace else None
         return Solution(
@@ -184,10 +185,6 @@ class Loop(Generic[StateT]):
         self.status[sample] = verdict[finished]
         self.residual[sample] = np.where(np.isfinite(self.least), self.least, self.current)[finished]
         self.steps[self.sample] = np.where(finished, self.solver.spent(self.state, self.step), self.steps[self.sample])
-        if finished.all() and sample.size == self.value.shape[0]:
-            self.value.copy_(self.best.z)
-        else:
-            self.value[self._device(sample)] = self.best.z[self._device(finished)]
         self.done |= finished
 
     def _dropping_pays(self, finished: int) -> bool:
@@ -204,11 +201,19 @@ class Loop(Generic[StateT]):
         self.droppable = self.f.select(rows, self.now.z, self.now.fz)
         if not self.droppable:
             return finished
+        self._write(np.flatnonzero(self.done))
         self.now, self.best = self.now.take(rows), self.best.take(rows)
         self.state = self.solver.select(self.state, rows)
         for name in ("sample", "done", "least", "first", "start", "current", "limit"):
             setattr(self, name, getattr(self, name)[keep])
         return 0
+
+    def _write(self, rows: np.ndarray[Any, Any]) -> None:
+        """Put the best iterates of these rows where they belong in the value."""
+        if rows.size == self.value.shape[0]:
+            self.value.copy_(self.best.z)
+        else:
+            self.value[self._device(self.sample[rows])] = self.best.z[self._device(rows)]
 
     def _device(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self.value.device)

@@ -1,0 +1,216 @@
+"""What the benchmarks share: clocks, memory, a description of the machine, and a file of results that grows."""
+
+import ctypes
+import gc
+import hashlib
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from implicitnets.solvers import native
+
+__all__ = [
+    "Probe",
+    "Results",
+    "environment",
+    "fingerprint",
+    "interleaved",
+    "load",
+    "median",
+    "peak_memory",
+    "seconds",
+    "single_thread",
+    "table",
+]
+
+median = statistics.median
+ROOT = Path(__file__).resolve().parent.parent
+SINGLE = False
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def clock():
+    """Seconds: of the wall, or with a single thread those that the processor spent on this process."""
+    return time.process_time() if SINGLE else time.perf_counter()
+
+
+def single_thread():
+    """Use one thread, and count its processor time: others on the machine then disturb little."""
+    global SINGLE  # noqa: PLW0603
+    SINGLE = True
+    torch.set_num_threads(1)
+
+
+def seconds(run, device):
+    """How long one call of ``run`` takes."""
+    synchronize(device)
+    start = clock()
+    run()
+    synchronize(device)
+    return clock() - start
+
+
+class Probe:
+    """A map that counts its calls and the rows it was given, and the time spent inside."""
+
+    def __init__(self, f, device):
+        self.f, self.device = f, device
+        self.calls = self.rows = 0
+        self.inside = 0.0
+
+    def __call__(self, z, *inputs):
+        self.calls += 1
+        self.rows += z.shape[0]
+        synchronize(self.device)
+        start = clock()
+        out = self.f(z, *inputs)
+        synchronize(self.device)
+        self.inside += clock() - start
+        return out
+
+
+def interleaved(runs, estimates, device, *, budget, least, most):
+    """Time every run several times, in rounds of shuffled order, so that a disturbance hits all alike.
+
+    A run is repeated as often as ``budget`` seconds allow, but between ``least`` and ``most`` times; one that takes
+    more than 1.5 times as long as the fastest is no contender, and is repeated three times at the least.
+
+    Returns:
+        The times of each run, in seconds.
+    """
+    fastest = min(estimates.values(), default=0)
+    repeats = {}
+    for name, estimate in estimates.items():
+        enough = least if estimate <= 1.5 * fastest else min(least, 3)
+        repeats[name] = min(max(int(budget / estimate), enough), most)
+    times = {name: [] for name in runs}
+    order = random.Random(0)
+    for round_ in range(max(repeats.values(), default=0)):
+        names = [name for name in runs if repeats[name] > round_]
+        for name in order.sample(names, len(names)):
+            times[name].append(seconds(runs[name], device))
+    return times
+
+
+def peak_memory(run, device):
+    """Bytes that ``run`` needs at its peak beyond what is held before; None where that can't be measured.
+
+    On Linux this is the growth of the resident set, after the allocator gave back what it had cached.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # forget the old peak
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    run()
+    return max(_status("VmHWM") - before, 0)
+
+
+def _status(key):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {key}")
+
+
+def environment(device):
+    """The machine and the versions that the results belong to."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "clock": "processor time" if SINGLE else "wall time",
+        "load": round(os.getloadavg()[0], 2),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "numpy", "torchdeq", "implicitnets")},
+    }
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def fingerprint():
+    """What identifies the code that is measured, so that results of other code are not mistaken for its own."""
+    code = hashlib.sha256()
+    names = ("solvers", "backward", "fixed_point.py", "pytree.py", "solution.py", "linalg.py", "models/deq.py")
+    for name in names:
+        path = ROOT / "implicitnets" / name
+        for file in sorted([*path.rglob("*.py"), *path.rglob("*.c")] if path.is_dir() else [path]):
+            code.update(file.read_bytes())
+    return {"code": code.hexdigest()[:16], "compiled": native.library() is not None}
+
+
+class Results:
+    """Cases in a JSON file, written as they come; a case that is there already need not be measured again."""
+
+    def __init__(self, path, settings, *, fresh=False):
+        self.path, self.settings, self.cases = path, settings, []
+        if path is None or fresh or not path.exists():
+            return
+        found = load(path)
+        if found["settings"] == settings:
+            self.cases = found["cases"]
+        else:
+            print("The results in the file are of other settings or other code: starting anew.")
+
+    def __contains__(self, name):
+        return any(case["name"] == name for case in self.cases)
+
+    def add(self, case, device):
+        self.cases.append(case)
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _write(self.path, {"settings": self.settings, "cases": self.cases})
+        _write(self.path.with_name("environment.json"), environment(device))
+
+
+def load(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(path, content):
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
+
+
+def table(header, rows):
+    """A Markdown table, with numbers to the right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

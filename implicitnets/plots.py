@@ -1,0 +1,89 @@
+"""The plots of a report, each a function from records to a figure; matplotlib's global state is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from .experiment import Epoch
+from .solution import Solution
+
+__all__ = ["learning", "residuals", "save", "steps"]
+
+BLUE, ORANGE, GREEN, GRAY = "#0072b2", "#d55e00", "#009e73", "#5f6b76"  # told apart by color-blind eyes too
+
+
+def learning(history: Sequence[Epoch]) -> Figure:
+    """Loss and accuracy over the epochs, side by side."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row.epoch for row in history]
+    test = [row.test_accuracy for row in history]
+    _dress(left, "Training loss", "epoch", "cross entropy (nats, log scale)")
+    left.semilogy(epochs, [row.loss for row in history], color=BLUE)
+    _dress(right, f"Accuracy: {test[-1]:.2%} held out", "epoch", "samples classified rightly")
+    right.plot(epochs, [row.train_accuracy for row in history], color=BLUE, label="training, while learning")
+    right.plot(epochs, test, color=ORANGE, label="held out")
+    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    right.set_ylim(max(0.0, min(test) - 0.05), 1.005)
+    right.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def steps(history: Sequence[Epoch]) -> Figure:
+    """The work of the solvers over the epochs: their steps for a sample, and what they evaluate for a batch."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row.epoch for row in history]
+    _dress(left, "Solver steps", "epoch", "steps per sample")
+    left.plot(epochs, [row.forward_steps for row in history], color=BLUE, label="forward, mean")
+    left.plot(epochs, [row.forward_steps_max for row in history], color=BLUE, ls=":", label="forward, largest")
+    _dress(right, "Evaluations", "epoch", "evaluations per batch")
+    right.plot(epochs, [row.forward_evaluations for row in history], color=BLUE, label="forward: f(z)")
+    if history[-1].backward_steps is not None:
+        left.plot(epochs, [row.backward_steps for row in history], color=ORANGE, label="backward, mean")
+        right.plot(epochs, [row.backward_evaluations for row in history], color=ORANGE, label="backward: Jᵀw")
+    for axes in (left, right):
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False)
+    return figure
+
+
+def residuals(solutions: Mapping[str, Solution]) -> Figure:
+    """The residual of each solver after each iteration: the median over the samples, and the largest.
+
+    Raises:
+        ValueError: If a solution has no trace.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    samples = max(len(solution.residual) for solution in solutions.values())
+    _dress(axes, f"Convergence on {samples} held-out samples", "solver iteration", "‖f(z) − z‖₂ (log scale)")
+    for color, (name, solution) in zip((GRAY, BLUE, ORANGE, GREEN), solutions.items(), strict=False):
+        if solution.trace is None:
+            raise ValueError(f"the solution of {name} has no trace: solve with record=True")
+        median = solution.trace.median(dim=1).values
+        axes.semilogy(median.tolist(), color=color, label=f"{name}, median")
+        axes.semilogy(solution.trace.amax(dim=1).tolist(), color=color, ls=":", label=f"{name}, largest")
+    axes.legend(frameon=False)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    figure.savefig(path, dpi=150, format="png")
+
+
+def _dress(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(color="#d9dee3", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # epochs and iterations are whole

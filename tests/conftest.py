@@ -4,3 +4,12 @@ import os
 
 # One thread a process, set before torch is first imported: the tests run in several processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test draws the same numbers in every run, alone or among others."""
+    torch.manual_seed(0)

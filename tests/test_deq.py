@@ -211,6 +211,8 @@ def test_a_deq_survives_copying_and_storing(used, tmp_path):
     fresh.load_state_dict(deq.state_dict())
     copies = [copy.deepcopy(deq), pickle.loads(pickle.dumps(deq)), torch.load(file, weights_only=False), fresh]
     for other in copies:
+        assert other.forward_solution is None
+        assert other.backward_solution is None
         assert other.solver == deq.solver
         assert torch.equal(other(x), deq(x))
         other(x).sum().backward()

@@ -22,7 +22,7 @@ def build(name: str, classes: Mapping[str, type[T]], options: Mapping[str, Any],
     found = {key.lower(): cls for key, cls in classes.items()}.get(name.lower())
     if found is None:
         close = get_close_matches(name.lower(), [key.lower() for key in classes], n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(f"no {what} is called {name!r}{hint} There are: {', '.join(sorted(map(str.lower, classes)))}")
     return found(**options)
 

@@ -75,7 +75,7 @@ def test_every_setting_is_a_flag_with_help_and_default(capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for field in fields(Experiment):
         flag = "--" + field.name.replace("_", "-")
-        assert re.search(rf"{flag} [A-Z]+ .*?\[default: ", text), flag
+        assert re.search(rf"{flag} ([A-Z]+ )?\w.*?\[default: ", text), flag
     assert "solver.rtol" not in text
 
 

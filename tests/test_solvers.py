@@ -288,6 +288,25 @@ def test_anderson_needs_at_most_a_fifth_more_evaluations_than_picard(problem_nam
     assert anderson.evaluations <= 1.2 * picard.evaluations
 
 
+@pytest.mark.parametrize(("seed", "n", "kind"), [(87, 4, "signed"), (247, 8, "sparse"), (804, 4, "sparse")])
+def test_anderson_does_not_stall_on_well_posed_relu_layers(seed, n, kind):
+    """‖A‖∞ < 1, so Picard converges; here mixing overshoots, and halving the steps for it would end in tiny ones."""
+    g = generator(seed)
+    a = torch.randn(n, n, generator=g, dtype=torch.float64)
+    if kind == "sparse":
+        a = a * (torch.rand(n, n, generator=g) < 3 / n)
+    else:
+        a = a.abs() * torch.sign(torch.randn(n, 1, generator=g, dtype=torch.float64))
+    a = 0.95 * a / a.abs().sum(1, keepdim=True).clamp_min(1e-9)
+    x = torch.randn(8, n, generator=g, dtype=torch.float64)
+    picard, anderson = (
+        solver.run(lambda z: torch.relu(z @ a.T + x), torch.zeros_like(x))
+        for solver in (Picard(max_steps=400), Anderson(max_steps=400))
+    )
+    assert picard.converged.all()
+    assert anderson.evaluations < picard.evaluations
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("scale", "norm"), [(0.9, 3), (1.45, 7), (2, 13), (3, 30)])
 @pytest.mark.parametrize(("rtol", "steps"), [(1e-3, 60), (1e-5, 120)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -24,7 +24,10 @@ class _History:
     dr: Tensor  # (memory, rows, size), each row of norm 1, less where it is mere noise
     df: Tensor  # (memory, rows, size), with the sign turned
     gram: Tensor  # (memory, memory, rows): <dr, dr> + ridge; that of the identity where a slot is empty
-    keep: Tensor  # (rows, 1): 1 - damping, halved at each restart
+    keep: Tensor  # (rows, 1): 1 - damping, halved where a plain step went astray
+    wait: Tensor  # (rows,): plain steps to take before the next mixed one
+    failures: Tensor  # (rows,): mixed steps that went astray
+    plain: Tensor  # (rows,): whose last step was plain
     damped: bool
     last: Iterate | None = None
     count: int = 0
@@ -39,8 +42,9 @@ class Anderson(Iterative[_History]):
     is GMRES in disguise (Walker and Ni 2011).
 
     The ridge is in units of machine precision times the scale of each difference, so that the iteration does
-    not depend on the units of the problem. A sample whose residual exceeds 1.5 times its best returns there,
-    forgets its history and halves its step, which solves cells of norm far above 1.
+    not depend on the units of the problem. A sample whose residual exceeds 1.5 times its best returns there and
+    forgets its history. If a plain step did that, its steps are halved, which solves cells of norm far above 1; if
+    it was a mixed one, 2, 4, 8, ... plain steps come before it mixes again.
 
     Attributes:
         memory: Differences kept, at least 1. The state is stored 2 · memory times.
@@ -66,9 +70,10 @@ class Anderson(Iterative[_History]):
 
     def init(self, z: Tensor) -> _History:  # noqa: D102
         slots = max(min(self.memory, self.max_steps), 1)
-        ring = z.new_empty((2, slots, *z.shape))
+        dr, df = z.new_empty((2, slots, *z.shape))
         gram = self._empty_gram(z, slots).repeat(1, 1, z.shape[0])
-        return _History(ring[0], ring[1], gram, z.new_full((z.shape[0], 1), 1 - self.damping), self.damping > 0)
+        keep, none = z.new_full((z.shape[0], 1), 1 - self.damping), z.new_zeros(z.shape[0])
+        return _History(dr, df, gram, keep, none, none, none == 0, self.damping > 0)
 
     def _empty_gram(self, z: Tensor, slots: int) -> Tensor:
         return torch.eye(slots, dtype=z.dtype, device=z.device)[:, :, None] * self._diagonal(z)
@@ -83,12 +88,16 @@ class Anderson(Iterative[_History]):
         slots = state.dr.shape[0]
         slot, used = state.count % slots, min(state.count + 1, slots)
         state.count += 1
+        state.plain = state.wait > 0
         if slots <= native.MAX_MEMORY and native.fits(now.r):
             at, before = (now.r, now.fz, now.norms), (last.r, last.fz)
-            history = (state.keep, state.dr, state.df, state.gram)
-            return native.anderson(slot, used, self._diagonal(now.r), at, before, history)
-        self._remember(slot, used, now, last, state)
-        return self._mix(used, now, state)
+            history = (state.keep, state.wait, state.dr, state.df, state.gram)
+            z = native.anderson(slot, used, self._diagonal(now.r), at, before, history)
+        else:
+            self._remember(slot, used, now, last, state)
+            z = self._mix(used, now, state)
+        state.wait = (state.wait - 1).clamp_min_(0)
+        return z
 
     def _remember(self, slot: int, used: int, now: Iterate, last: Iterate, state: _History) -> None:
         """Take in the newest differences and their row of the Gram matrix."""
@@ -107,8 +116,9 @@ class Anderson(Iterative[_History]):
         """f(z) − ΔF γ − damping · (r − ΔR γ)."""
         dr, df, gram = state.dr[:used], state.df[:used], state.gram[:used, :used]
         gamma = torch.linalg.solve_ex(gram.permute(2, 0, 1), inner(dr, now.r).T[:, :, None])[0][:, :, 0].T
-        if not state.damped:
+        if not state.damped:  # then no sample is waiting either
             return combine(now.fz, df, gamma)
+        gamma = torch.where(state.plain, 0.0, gamma)
         damped = torch.addcmul(now.z, now.r, state.keep)
         return combine(combine(damped, dr, gamma * (1 - state.keep.T)), df, gamma)
 
@@ -116,19 +126,23 @@ class Anderson(Iterative[_History]):
         for ring in (state.dr, state.df):
             ring[: state.count].masked_fill_(rows[None, :, None], 0)
         state.gram = torch.where(rows, self._empty_gram(now.z, state.gram.shape[0]), state.gram)
-        state.keep = torch.where(rows[:, None], state.keep / 2, state.keep)
+        mixed = rows & ~state.plain
+        state.failures = state.failures + mixed
+        state.wait = torch.where(mixed, 2**state.failures, torch.where(rows, state.wait.clamp_min(1), state.wait))
+        state.keep = torch.where((rows & state.plain)[:, None], state.keep / 2, state.keep)
         state.damped = True
         if state.last is not None:  # so that the next difference is zero, and has no weight
             state.last = now.where(rows, state.last)
 
     def select(self, state: _History, rows: Tensor) -> _History:  # noqa: D102
-        last = None if state.last is None else state.last.take(rows)
-        return _History(
-            state.dr[:, rows],
-            state.df[:, rows],
-            state.gram[:, :, rows],
-            state.keep[rows],
-            state.damped,
-            last,
-            state.count,
+        return replace(
+            state,
+            dr=state.dr[:, rows],
+            df=state.df[:, rows],
+            gram=state.gram[:, :, rows],
+            keep=state.keep[rows],
+            wait=state.wait[rows],
+            failures=state.failures[rows],
+            plain=state.plain[rows],
+            last=None if state.last is None else state.last.take(rows),
         )

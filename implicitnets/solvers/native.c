@@ -67,10 +67,11 @@ static void NAME(cholesky_solve)(long n, double a[MAX_MEMORY][MAX_MEMORY], doubl
 }
 
 /* One step of Anderson acceleration. dr, df: (memory, rows, size); gram: (memory, memory, rows); keep: (rows,), 1 minus
- * the damping. Writes the newest difference into `slot` and the next point into `out`. */
+ * the damping; wait: (rows,), positive where nothing is to be mixed. Writes the newest difference into `slot` and the
+ * next point into `out`. */
 CLONES void NAME(anderson)(long rows, long size, long memory, long slot, long used, double diagonal, double eps, double tiny,
                     const REAL *r, const REAL *fz, const REAL *norms, const REAL *last_r, const REAL *last_fz,
-                    const REAL *keep, REAL *dr, REAL *df, REAL *gram, REAL *out) {
+                    const REAL *keep, const REAL *wait, REAL *dr, REAL *df, REAL *gram, REAL *out) {
     double matrix[MAX_MEMORY][MAX_MEMORY], gamma[MAX_MEMORY];
     long slab = rows * size;
     for (long b = 0; b < rows; b++) {
@@ -90,7 +91,7 @@ CLONES void NAME(anderson)(long rows, long size, long memory, long slot, long us
             const REAL *other = dr + j * slab + at;
             REAL product = j == slot ? (REAL)diagonal : (REAL)NAME(dot)(other, new_dr, size);
             gram[(slot * memory + j) * rows + b] = gram[(j * memory + slot) * rows + b] = product;
-            gamma[j] = NAME(dot)(other, r + at, size);
+            gamma[j] = wait[b] > 0 ? 0 : NAME(dot)(other, r + at, size);
         }
         for (long i = 0; i < used; i++)
             for (long j = 0; j <= i; j++) matrix[i][j] = gram[(i * memory + j) * rows + b];

@@ -103,11 +103,11 @@ def anderson(
         diagonal: Diagonal of the Gram matrix.
         now: r, f(z), and the norms of both.
         last: The previous r and f(z).
-        history: keep, dr, df and gram, as in ``anderson``.
+        history: keep, wait, dr, df and gram, as in ``anderson``.
     """
     r, finfo = now[0], torch.finfo(now[0].dtype)
     out = torch.empty_like(r)
-    sizes = map(ctypes.c_long, (*r.shape, history[1].shape[0], slot, used))
+    sizes = map(ctypes.c_long, (*r.shape, history[-1].shape[0], slot, used))
     constants = map(ctypes.c_double, (diagonal, finfo.eps, finfo.tiny))
     _function("anderson", r)(*sizes, *constants, *_pointers(*now, *last, *history, out))
     return out

@@ -178,6 +178,21 @@ def test_integer_inputs_and_several_inputs():
     assert shift.grad.abs().sum() > 0
 
 
+def test_each_tensor_of_a_state_keeps_its_dtype():
+    half, single = torch.rand(3, 2, dtype=torch.bfloat16), torch.rand(3, 4, 1, requires_grad=True)
+    double = torch.rand(3, 1, dtype=F64)
+
+    def f(z: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return 0.5 * z[0].cos() + half, 0.3 * z[1] + z[2][:, None].float() + single, 0.5 * z[2].sin() + double
+
+    z0 = (torch.zeros_like(half), torch.zeros_like(single), torch.zeros_like(double))
+    found = inn.fixed_point(f, z0, solver=Anderson(rtol=1e-2))
+    assert [leaf.dtype for leaf in found.value] == [torch.bfloat16, torch.float32, F64]
+    assert found.converged.all()
+    (g,) = torch.autograd.grad(found.value[1].sum(), single)
+    assert torch.allclose(g, torch.full_like(g, 1 / 0.7), rtol=1e-2)
+
+
 def test_the_strategies_of_a_deq_are_swapped_by_assignment():
     deq, x = inn.DEQ(Cell(), state_shape=(6,)).double(), normal(3, 4, dtype=F64)
     reference = None

@@ -381,6 +381,7 @@ def test_newton_takes_a_map_that_does_not_depend_on_its_state():
         (Anderson, "memory", 0),
         (Anderson, "damping", 1.0),
         (Anderson, "ridge", -1.0),
+        (Anderson, "lazy", 1.0),
         (Broyden, "memory", 0),
         (Picard, "damping", -0.1),
         (Newton, "halvings", -1),

@@ -67,16 +67,27 @@ static void NAME(cholesky_solve)(long n, double a[MAX_MEMORY][MAX_MEMORY], doubl
 }
 
 /* One step of Anderson acceleration. dr, df: (memory, rows, size); gram: (memory, memory, rows); keep: (rows,), 1 minus
- * the damping; wait: (rows,), positive where nothing is to be mixed. Writes the newest difference into `slot` and the
- * next point into `out`. */
+ * the damping; wait: (rows,), positive where nothing is to be mixed; active: (rows,), 0 where no difference is to be
+ * kept. Writes the newest difference into `slot` and the next point into `out`. */
 CLONES void NAME(anderson)(long rows, long size, long memory, long slot, long used, double diagonal, double eps, double tiny,
                     const REAL *r, const REAL *fz, const REAL *norms, const REAL *last_r, const REAL *last_fz,
-                    const REAL *keep, const REAL *wait, REAL *dr, REAL *df, REAL *gram, REAL *out) {
+                    const REAL *keep, const REAL *wait, const REAL *active, REAL *dr, REAL *df, REAL *gram, REAL *out) {
     double matrix[MAX_MEMORY][MAX_MEMORY], gamma[MAX_MEMORY];
     long slab = rows * size;
     for (long b = 0; b < rows; b++) {
         long at = b * size;
         REAL *new_dr = dr + slot * slab + at, *new_df = df + slot * slab + at;
+        REAL damping = 1 - keep[b];
+        if (active[b] == 0) {
+            for (long i = 0; i < size; i++) {
+                new_dr[i] = new_df[i] = 0;
+                out[at + i] = fz[at + i] - damping * r[at + i];
+            }
+            for (long j = 0; j < used; j++)
+                gram[(slot * memory + j) * rows + b] = gram[(j * memory + slot) * rows + b] =
+                    j == slot ? (REAL)diagonal : 0;
+            continue;
+        }
         for (long i = 0; i < size; i++) {
             new_dr[i] = r[at + i] - last_r[at + i];
             new_df[i] = last_fz[at + i] - fz[at + i];
@@ -96,7 +107,6 @@ CLONES void NAME(anderson)(long rows, long size, long memory, long slot, long us
         for (long i = 0; i < used; i++)
             for (long j = 0; j <= i; j++) matrix[i][j] = gram[(i * memory + j) * rows + b];
         NAME(cholesky_solve)(used, matrix, gamma);
-        REAL damping = 1 - keep[b];
         for (long i = 0; i < size; i++) out[at + i] = fz[at + i] - damping * r[at + i];
         for (long j = 0; j < used; j++) {
             const REAL *f = df + j * slab + at, *d = dr + j * slab + at;

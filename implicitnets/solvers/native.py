@@ -103,7 +103,7 @@ def anderson(
         diagonal: Diagonal of the Gram matrix.
         now: r, f(z), and the norms of both.
         last: The previous r and f(z).
-        history: keep, wait, dr, df and gram, as in ``anderson``.
+        history: keep, wait, active, dr, df and gram, as in ``anderson``.
     """
     r, finfo = now[0], torch.finfo(now[0].dtype)
     out = torch.empty_like(r)

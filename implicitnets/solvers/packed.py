@@ -119,7 +119,7 @@ class PackedMap:
         That f treats its samples apart is tried once, against the value ``fz`` at ``z`` that is already known:
         batch statistics, or an input whose first axis only looks like the batch, are found here.
         """
-        if not hasattr(self.f, "select"):
+        if not isinstance(self.f, Selectable):
             return False
         part = self.f.select(rows)
         if not self.cut:

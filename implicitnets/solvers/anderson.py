@@ -89,9 +89,7 @@ class Anderson(Iterative[_History]):
 
     def step(self, f: PackedMap, now: Iterate, state: _History) -> Tensor:  # noqa: D102
         last, state.last = state.last, now
-        if last is None:
-            return self._plain_step(now, state)
-        if self._all_asleep(now, last, state):
+        if last is None or self._all_asleep(now, last, state):
             return self._plain_step(now, state)
         slots = state.dr.shape[0]
         slot, used = state.count % slots, min(state.count + 1, slots)

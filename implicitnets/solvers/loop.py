@@ -109,6 +109,8 @@ class Loop(Generic[StateT]):
         """Evaluate f at z, settle the samples that are finished, and say whether any is not."""
         solver = self.solver
         self.now = Iterate.at(self.z, self.f(self.z))
+        if np.count_nonzero(self.done):  # they stand still, and no step should look at how they converge
+            self.now.norms.masked_fill_(self._device(self.done)[:, None], 0)
         residual, scale = self.now.host_norms()
         self.current = residual
         if self.step == 0:

@@ -33,7 +33,8 @@ def fixed_point(
     Example:
         >>> import torch, implicitnets as inn
         >>> a = torch.tensor([[0.5], [0.25]], dtype=torch.float64, requires_grad=True)
-        >>> solution = inn.fixed_point(lambda z, a: a * z + 1, torch.zeros_like(a), a)  # z = 1 / (1 - a)
+        >>> tight = {"solver": inn.solvers.Anderson(rtol=1e-8), "backward": inn.Implicit(solver=inn.solvers.Dense())}
+        >>> solution = inn.fixed_point(lambda z, a: a * z + 1, torch.zeros_like(a), a, **tight)  # z = 1 / (1 - a)
         >>> solution.value.detach().flatten()
         tensor([2.0000, 1.3333], dtype=torch.float64)
         >>> solution.value.sum().backward()

@@ -178,6 +178,23 @@ def test_integer_inputs_and_several_inputs():
     assert shift.grad.abs().sum() > 0
 
 
+def test_an_input_is_not_cut_because_the_batch_shrank_to_its_size():
+    """64 samples, then 8: the 8 x 8 matrix among the inputs is nobody's data."""
+    w, x = matrix(8, 0.98, F64), normal(64, 8, dtype=F64)
+    x[:56] = 0
+    x[56:60] *= 1e-4
+    rows = []
+
+    def f(z: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        rows.append(len(z))
+        return torch.tanh(z @ w + x)
+
+    found = inn.fixed_point(f, torch.zeros_like(x), w, x, solver=Picard(rtol=1e-9, atol=1e-7, max_steps=2000))
+    assert 8 in rows
+    assert rows[-1] < 8
+    assert torch.allclose(found.value, f(found.value, w, x), atol=1e-6)
+
+
 def test_each_tensor_of_a_state_keeps_its_dtype():
     half, single = torch.rand(3, 2, dtype=torch.bfloat16), torch.rand(3, 4, 1, requires_grad=True)
     double = torch.rand(3, 1, dtype=F64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,18 +37,20 @@ class Restricted:
     """z -> f(z, *inputs), which can be cut down to some of its samples."""
 
     def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], batch: int) -> None:
-        self.f, self.inputs, self.batch = f, inputs, batch
+        self.f, self.inputs = f, tuple(inputs)
+        # Decided once: a matrix must not be taken for data because the batch has shrunk to its size.
+        self.per_sample = _pytree.tree_map(
+            lambda x: isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch, self.inputs
+        )
 
     def __call__(self, z: Any) -> Any:
         return self.f(z, *self.inputs)
 
     def select(self, rows: Tensor) -> Restricted:
         """The same for the samples ``rows``: inputs whose first axis is the batch are cut."""
-
-        def cut(x: Any) -> Any:
-            return x[rows] if isinstance(x, Tensor) and x.dim() and x.shape[0] == self.batch else x
-
-        return Restricted(self.f, _pytree.tree_map(cut, tuple(self.inputs)), len(rows))
+        part = copy.copy(self)
+        part.inputs = _pytree.tree_map(lambda x, mine: x[rows] if mine else x, self.inputs, self.per_sample)
+        return part
 
 
 class Equation:

@@ -63,11 +63,6 @@ class Equation:
         self.operands: list[Tensor] = []
         self._fz0: Any = None
 
-    @property
-    def size(self) -> int:
-        """Number of leaves of the state."""
-        return len(self.layout.shapes)
-
     def watch(self) -> bool:
         """Evaluate f at z0 once and find its operands; whether any of them requires grad."""
         known = [x for x in _pytree.tree_leaves(self.inputs) if isinstance(x, Tensor)]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..pytree import Layout
+from ..pytree import Layout, leaves
 from ..solution import Solution, warn_unconverged
 from ..solvers import GMRES, Solver
 from ..solvers.newton import solve_scaled
@@ -54,10 +54,10 @@ class Implicit(Backward):
         if not torch.is_grad_enabled() or not equation.watch():
             return equation.solve(solver)
         problem = _Forward(equation, solver, self.solver, report)
-        leaves = _fixed_point(problem, *equation.operands)
+        value = _fixed_point(problem, *equation.operands)
         solution, problem.solution = problem.solution, None
         assert solution is not None
-        return replace(solution, value=equation.layout.tree(leaves))
+        return replace(solution, value=equation.layout.tree(value))
 
 
 class _Problem(Protocol):
@@ -90,8 +90,7 @@ class _Forward:
 
     def solve(self, operands: Sequence[Tensor]) -> list[Tensor]:
         self.solution = self.equation.solve(self.solver)
-        leaves: list[Tensor] = torch.utils._pytree.tree_leaves(self.solution.value)
-        return leaves
+        return leaves(self.solution.value)
 
     def apply(self, z: Sequence[Tensor], operands: Sequence[Tensor]) -> list[Tensor]:
         return self.equation.apply(z, operands)
@@ -224,5 +223,5 @@ class _FixedPoint(torch.autograd.Function):
 
 
 def _fixed_point(problem: _Problem, *operands: Tensor) -> tuple[Tensor, ...]:
-    leaves: tuple[Tensor, ...] = _FixedPoint.apply(problem, *operands)  # type: ignore[no-untyped-call]
-    return leaves
+    value: tuple[Tensor, ...] = _FixedPoint.apply(problem, *operands)  # type: ignore[no-untyped-call]
+    return value

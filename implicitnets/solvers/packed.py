@@ -75,7 +75,7 @@ class PackedMap:
         return self.layout.pack(self.layout.check(out, z.shape[0]))
 
     def differential(self, z: Tensor, fz: Tensor) -> Callable[[Tensor], Tensor]:
-        """V -> Jv for an *affine* map of Jacobian J, given its value ``fz`` at ``z``.
+        """The product v -> Jv for an *affine* map of Jacobian J, given its value ``fz`` at ``z``.
 
         Unless the map tells its linear part, Jv = (f(z + σv) − f(z)) / σ with σ = ‖f(z)‖ for each sample, which
         for an affine map is exact up to rounding. ``v`` should be of norm 1.
@@ -93,7 +93,7 @@ class PackedMap:
         return lambda v: (self.evaluate(torch.addcmul(z, v, size)) - fz) / size
 
     def jacobian_product(self, z: Tensor) -> Callable[[Tensor], Tensor]:
-        """V -> Jv with J = f'(z) by differentiating the vector-Jacobian product, which is linear, once more.
+        """The product v -> Jv with J = f'(z), by differentiating the vector-Jacobian product, which is linear.
 
         f is called once; a product then costs about as much as a backward pass. At a kink J is the element of
         the Clarke Jacobian that autograd uses.

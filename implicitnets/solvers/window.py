@@ -26,7 +26,7 @@ def inner(ring: Tensor, vector: Tensor) -> Tensor:
 
 
 def combine(start: Tensor, ring: Tensor, coefficients: Tensor) -> Tensor:
-    """Start + Σⱼ coefficients[j] · ring[j] in each row, a new matrix."""
+    """The sum start + Σⱼ coefficients[j] · ring[j] in each row, a new matrix."""
     if start.numel() <= SMALL:
         return (ring * coefficients[:, :, None]).sum(0).add_(start)
     out = start

@@ -1,6 +1,6 @@
 """Deep equilibrium and implicit models: solve z = f(z), differentiate it, train and analyze what is built on it."""
 
-from . import backward, constraints, models, solvers
+from . import analysis, backward, constraints, models, nonsmooth, solvers
 from .backward import Backward, Implicit, Unroll
 from .fixed_point import fixed_point
 from .models import DEQ
@@ -16,9 +16,11 @@ __all__ = [
     "Solver",
     "Status",
     "Unroll",
+    "analysis",
     "backward",
     "constraints",
     "fixed_point",
     "models",
+    "nonsmooth",
     "solvers",
 ]

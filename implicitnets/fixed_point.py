@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from .backward import Backward, Equation, Implicit, Report
+from .backward.transforms import plain
 from .solution import Solution, Status, warn_unconverged
 from .solvers import Anderson, Solver
 
@@ -23,6 +24,7 @@ def fixed_point(
     solver: Solver = Anderson(),
     backward: Backward = Implicit(),
     report: Report | None = None,
+    sync_group: torch.distributed.ProcessGroup | None = None,
 ) -> Solution:
     """Solve z = f(z, *inputs) for each sample of the batch, differentiably.
 
@@ -50,13 +52,16 @@ def fixed_point(
         backward: How to differentiate.
         report: Called with the Solution of the adjoint equation each time a gradient is taken; its residual is in
             units of the incoming gradient.
+        sync_group: The ``torch.distributed`` process group whose ranks solve together, needed where f has collectives
+            inside: the states of all ranks become one state, solved by one rank and evaluated by all. Every rank has
+            to make the call, and take the gradient.
 
     Returns:
         The Solution; its ``value`` carries the gradient.
 
     Raises:
-        TypeError: If solver or backward is not a value of its kind, f is not callable, the state is not of floating
-            point, or f(z) is not built like z.
+        TypeError: If solver or backward is not a value of its kind, f is not callable, or a module that is sharded or
+            wrapped for distributed training, the state is not of floating point, or f(z) is not built like z.
         ValueError: If z0 has no batch axis, the shape of f(z) differs from z's, or no sample of z0 or of an input is
             finite.
         RuntimeError: If f depends on a tensor whose gradient would be lost.
@@ -64,13 +69,31 @@ def fixed_point(
     Warns:
         ConvergenceWarning: If a sample did not converge, here or when the gradient is taken.
     """
+    if torch.compiler.is_compiling():
+        if backward.traceable:
+            return backward.trace(f, z0, inputs, solver)
+        outside: Solution = torch.compiler.disable(_fixed_point)(f, z0, inputs, solver, backward, report, sync_group)
+        return outside
+    return _fixed_point(f, z0, inputs, solver, backward, report, sync_group)
+
+
+def _fixed_point(
+    f: Callable[..., Any],
+    z0: Any,
+    inputs: tuple[Any, ...],
+    solver: Solver,
+    backward: Backward,
+    report: Report | None,
+    sync_group: torch.distributed.ProcessGroup | None,
+) -> Solution:
     check_strategies(solver, backward)
     if not callable(f):
         raise TypeError(f"f must be callable, z -> f(z), not {type(f).__name__}")
-    solution = backward.solve(Equation(f, z0, inputs), solver, report)
-    if len(solution.status) and bool((solution.status == Status.NONFINITE).all()):
+    solution = backward.solve(Equation(f, z0, inputs, sync_group), solver, report)
+    if bool(solution.status.any()) and bool((solution.status == Status.NONFINITE).all()):
         _refuse_nonfinite(z0, inputs)
-    warn_unconverged(solution, solver, what="fixed point", remedies=solver.remedies)
+    finder = backward.finder(solver)
+    warn_unconverged(solution, finder, what="fixed point", remedies=finder.remedies, stacklevel=3)
     return solution
 
 
@@ -101,6 +124,7 @@ def _refuse_nonfinite(z0: Any, inputs: tuple[Any, ...]) -> None:
     for name, value in (("z0", z0), *((f"input {i + 1}", x) for i, x in enumerate(inputs))):
         for leaf in _pytree.tree_leaves(value):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() and leaf.dim():
-                finite = torch.isfinite(leaf.detach()).flatten(1).all(1) if leaf.dim() > 1 else torch.isfinite(leaf)
+                found = torch.isfinite(plain(leaf))
+                finite = found.flatten(1).all(1) if leaf.dim() > 1 else found
                 if not bool(finite.any()):
                     raise ValueError(f"{name} has NaN or infinite entries in every sample: clean the data first")

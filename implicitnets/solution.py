@@ -46,6 +46,8 @@ class Solution:
         evaluations: How often f was called (each call is on the batch, or on what is left of it).
         trace: The residual of each sample at each iteration, shape ``(iterations, batch)``, if the solver was
             told to ``record`` it, else None. A finished sample keeps its last residual.
+        error: Of the linear equation of a gradient, a bound or an estimate of the relative error of its solution, in
+            the Euclidean norm, for each sample, shape ``(batch,)``, if ``Implicit(contraction=...)`` asks for one.
     """
 
     value: Any
@@ -54,6 +56,7 @@ class Solution:
     status: Tensor
     evaluations: int
     trace: Tensor | None = None
+    error: Tensor | None = None
 
     @property
     def converged(self) -> Tensor:
@@ -81,9 +84,9 @@ def warn_unconverged(solution: Solution, solver: object, *, what: str, remedies:
     Warns:
         ConvergenceWarning: If any sample's status is not CONVERGED.
     """
-    failed = ~solution.converged
-    if not bool(failed.any()):
+    if not bool(solution.status.any()):
         return
+    failed = ~solution.converged
     causes = [f"{n} {text}" for status, text in _CAUSES.items() if (n := int((solution.status == status).sum()))]
     residual = solution.residual[failed]
     worst = float(torch.where(residual.isnan(), torch.inf, residual).max())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -12,7 +12,9 @@ __all__ = ["build", "parse"]
 T = TypeVar("T")
 
 
-def build(name: str, classes: Mapping[str, type[T]], options: Mapping[str, Any], *, what: str) -> T:
+def build(
+    name: str, classes: Mapping[str, type[T]], options: Mapping[str, Any], arguments: Sequence[T] = (), *, what: str
+) -> T:
     """Make the value that ``name`` stands for, upper or lower case.
 
     Raises:
@@ -24,13 +26,14 @@ def build(name: str, classes: Mapping[str, type[T]], options: Mapping[str, Any],
         close = get_close_matches(name.lower(), [key.lower() for key in classes], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(f"no {what} is called {name!r}{hint} There are: {', '.join(sorted(map(str.lower, classes)))}")
-    return found(**options)
+    return found(*arguments, **options)
 
 
 def parse(text: str, classes: Mapping[str, type[Any]], *, what: str) -> Any:
     """Read a value from its ``repr``, e.g. ``"Newton(linear=GMRES(restart=10))"``, or from its bare name.
 
-    Nothing is evaluated: only names in ``classes``, keyword options, and literals are understood.
+    Nothing is evaluated: only names in ``classes``, keyword options, and literals are understood, and such values
+    as arguments, ``"Fallback(Anderson(), Newton())"``.
 
     Raises:
         ValueError: If the text is not such an expression, or names something unknown.
@@ -48,9 +51,9 @@ def parse(text: str, classes: Mapping[str, type[Any]], *, what: str) -> Any:
             return build(node.id, classes, {}, what=what)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             keywords = {k.arg: option(k.value) for k in node.keywords if k.arg is not None}
-            if node.args or len(keywords) != len(node.keywords):
+            if len(keywords) != len(node.keywords):
                 raise ValueError(f"can't read {what} {text!r}: {example}")
-            return build(node.func.id, classes, keywords, what=what)
+            return build(node.func.id, classes, keywords, [value(argument) for argument in node.args], what=what)
         raise ValueError(f"can't read {what} {text!r}: {example}")
 
     def option(node: ast.expr) -> Any:

@@ -12,7 +12,8 @@ LONGEST = 260
 
 FLOORS = [
     {"solution", "norms", "pytree", "values", "linalg"},
-    {"solvers", "prox", "constraints", "nonsmooth"},
+    {"nonsmooth"},
+    {"solvers", "prox", "constraints"},
     {"backward"},
     {"fixed_point"},
     {"models"},

@@ -410,16 +410,15 @@ def test_an_adjoint_that_does_not_converge_says_so_and_is_on_record():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch.func itself uses it
-def test_modes_that_are_not_supported_yet_raise():
-    x = normal(2, 3, dtype=F64)
-
-    def solve(x: Tensor) -> Tensor:
-        return fixed_point(lambda z, x: 0.5 * torch.tanh(z) + x, torch.zeros(2, 3, dtype=F64), x).value
-
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        torch.func.jvp(solve, (x,), (x,))
-    with pytest.raises(RuntimeError):
-        torch.vmap(solve)(torch.stack([x, x]).requires_grad_())
+def test_newton_solves_the_adjoint_equation_in_one_step():
+    seen: list[Solution] = []
+    w = matrix(6, 0.95, F64).requires_grad_()
+    how = Implicit(solver=Newton(linear=GMRES(**TIGHT), rtol=1e-8))
+    fixed_point(
+        lambda z: torch.tanh(z @ w + 1), torch.zeros(3, 6, dtype=F64), solver=Anderson(**TIGHT), backward=how,
+        report=seen.append,
+    ).value.sum().backward()  # fmt: skip
+    assert seen[0].steps.tolist() == [1, 1, 1]
 
 
 # use

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from problems import DTYPES, PROBLEMS, matrix, monotone, normal
 
-from implicitnets.solvers import Anderson, Picard, native
+from implicitnets.solvers import Anderson, Iterate, Picard, native
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="there is no C compiler")
 
@@ -39,6 +40,29 @@ def test_same_iterates_through_restarts(monkeypatch, memory):
     fast, plain = both(monkeypatch, solver, lambda z: torch.relu(z @ w.T + x), torch.zeros_like(x))
     assert fast.converged.all()
     assert torch.allclose(fast.trace[:12], plain.trace[:12], rtol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 256), (4, 1000)])
+def test_same_norms_and_same_rows_as_usual(dtype, shape):
+    z, fz = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype, seed=2)
+    expected = Iterate.at(z, fz).host_norms()
+    residual, scale = expected
+    lots, none = np.full(shape[0], np.inf), np.zeros(shape[0])
+    ratio = float((residual / scale).min())
+    for limits, bounds, usual in (
+        ((0.0, 0.9999 * ratio), (lots, lots), shape[0]),
+        ((0.0, 1.0001 * ratio), (lots, lots), shape[0] - 1),
+        ((0.0, 0.0), (none, lots), 0),
+        ((0.0, 0.0), (lots, none), 0),
+        ((1.01 * float(residual.max()), 0.0), (lots, lots), 0),
+    ):
+        norms, count = native.measure(z, fz, limits, bounds)
+        assert norms == pytest.approx(expected, rel=1e-5)
+        assert count == usual
+    fz[0, 0] = torch.nan
+    assert native.measure(z, fz, (0.0, 0.0), (lots, lots))[1] == shape[0] - 1
 
 
 @needs_compiler

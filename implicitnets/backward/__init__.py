@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from .. import solvers, values
+from .. import nonsmooth, solvers, values
 from .base import Backward, Equation, Report
+from .error import error_bound, estimate_error
 from .implicit import Implicit
+from .reversible import Reversible
+from .shine import Shine
 from .unroll import Unroll
 
-__all__ = ["Backward", "Equation", "Implicit", "Report", "Unroll", "parse"]
+__all__ = [
+    "Backward",
+    "Equation",
+    "Implicit",
+    "Report",
+    "Reversible",
+    "Shine",
+    "Unroll",
+    "error_bound",
+    "estimate_error",
+    "parse",
+]
 
-CLASSES: dict[str, type[Backward]] = {"Implicit": Implicit, "Unroll": Unroll}
+CLASSES: dict[str, type[Backward]] = {cls.__name__: cls for cls in (Implicit, Reversible, Shine, Unroll)}
 """All backwards by name."""
 
 
@@ -18,9 +32,10 @@ def parse(text: str) -> Backward:
 
     Raises:
         ValueError: If the text can't be read or names no backward.
-        TypeError: If an option does not exist, or a name is that of a solver.
+        TypeError: If an option does not exist, or a name is that of a solver or a selection.
     """
-    found = values.parse(text, {**CLASSES, **solvers.CLASSES}, what="backward")
+    found = values.parse(text, {**CLASSES, **solvers.CLASSES, **nonsmooth.CLASSES}, what="backward")
     if not isinstance(found, Backward):
-        raise TypeError(f"{text!r} is a solver, not a backward: write Implicit(solver={found!r})")
+        kind = "solver" if isinstance(found, solvers.Solver) else "selection"
+        raise TypeError(f"{text!r} is a {kind}, not a backward: write Implicit({kind}={found!r})")
     return found

@@ -6,7 +6,8 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,12 @@ from torch.utils import _pytree
 from ..pytree import Layout, leaves, refuse_in_place, versions
 from ..solution import Solution
 from ..solvers import Solver
-from .capture import Substitution, capture
+from .capture import Substitution, capture, refuse_wrapped
+from .frame import Frame
+from .members import Members, as_written
+from .surroundings import Surroundings, without_autocast
+from .sync import Ranks, check_group, refuse_sharded, together
+from .transforms import is_traced, is_wrapped
 
 __all__ = ["Backward", "Equation", "Report"]
 
@@ -28,9 +34,30 @@ Report = Callable[[Solution], None]
 class Backward(ABC):
     """How the solution of a fixed-point equation is differentiated. A value: frozen, comparable, printable."""
 
+    remedies: ClassVar[str] = ""
+    """What to try where this is the finder, and did not converge."""
+
     @abstractmethod
     def solve(self, equation: Equation, solver: Solver, report: Report | None) -> Solution:
         """Solve the equation with ``solver``; the value that is returned carries the gradient."""
+
+    def finder(self, solver: Solver) -> Solver | Backward:
+        """Who finds the value, and so is named where it did not converge."""
+        return solver
+
+    @property
+    def traceable(self) -> bool:
+        """Whether ``torch.compile`` can take the whole into its graph; else there is a break around the solve."""
+        return False
+
+    def trace(self, f: Callable[..., Any], z0: Any, inputs: Sequence[Any], solver: Solver) -> Solution:
+        """As ``solve``, in nothing but tensor operations, where this is ``traceable``."""
+        raise NotImplementedError(f"{self!r} can't be traced")
+
+
+def belongs(x: Any, batch: int) -> bool:
+    """Whether an input is one of the samples' own: a tensor whose first axis is the batch."""
+    return isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch
 
 
 class Restricted:
@@ -39,9 +66,7 @@ class Restricted:
     def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], batch: int) -> None:
         self.f, self.inputs = f, tuple(inputs)
         # Decided once: a matrix must not be taken for data because the batch has shrunk to its size.
-        self.per_sample = _pytree.tree_map(
-            lambda x: isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch, self.inputs
-        )
+        self.per_sample = _pytree.tree_map(partial(belongs, batch=batch), self.inputs)
 
     def __call__(self, z: Any) -> Any:
         return self.f(z, *self.inputs)
@@ -54,47 +79,148 @@ class Restricted:
 
 
 class Equation:
-    """z = f(z, *inputs) from ``z0``, as a function of the tensors (operands) that f depends on."""
+    """z = f(z, *inputs) from ``z0``, as a function of the tensors (operands) that f depends on.
 
-    def __init__(self, f: Callable[..., Any], z0: Any, inputs: tuple[Any, ...]) -> None:
+    Attributes:
+        layout: Of the state.
+        frame: How it is solved: sample by sample, or as one where f mixes them, with those of other ranks or not.
+        surroundings: What else f depends on.
+        members: The tensors that are to be where f's modules have them.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        z0: Any,
+        inputs: tuple[Any, ...],
+        sync_group: torch.distributed.ProcessGroup | None = None,
+    ) -> None:
+        check_group(sync_group)
+        refuse_sharded(f)
         self.f, self.inputs = f, inputs
         self.layout = Layout.of(z0)
+        device = leaves(z0)[0].device
+        ranks = None if sync_group is None else Ranks.of(sync_group, self.layout, device)
+        self.frame = Frame(self.layout, ranks=ranks)
         self.z0: Any = _pytree.tree_map(torch.detach, z0)
         self.operands: list[Tensor] = []
+        self.surroundings, self.members = Surroundings(device), Members(f)
         self._fz0: Any = None
+        self._watched = 0
+
+    def isolate(self) -> None:
+        """Take the samples whose data are not finite out of all arithmetic: their inputs become 0, their start NaN."""
+        state, batch = leaves(self.z0), self.layout.batch
+        data = [t for t in state + _pytree.tree_leaves(self.inputs) if belongs(t, batch) and t.is_floating_point()]
+        finite = torch.stack([torch.isfinite(t).reshape(batch, -1).all(1) for t in data]).all(0)
+
+        def cleared(x: Any, value: float = 0.0) -> Any:
+            rows = finite.reshape(-1, *[1] * (x.dim() - 1)) if isinstance(x, Tensor) else finite
+            return torch.where(rows, x, value) if any(x is t for t in data) else x
+
+        self.inputs = _pytree.tree_map(cleared, self.inputs)
+        self.z0 = _pytree.tree_map(partial(cleared, value=torch.nan), self.z0)
 
     def watch(self) -> bool:
-        """Evaluate f at z0 once and find its operands; whether any of them requires grad."""
+        """Evaluate f at z0 once and find its operands; whether a derivative may be asked for any of them."""
         known = [x for x in _pytree.tree_leaves(self.inputs) if isinstance(x, Tensor)]
         if isinstance(self.f, nn.Module):
             known += self.f.parameters()
         state = leaves(self.z0)
         before = versions(state)
-        value, self.operands = capture(lambda: self.f(self.z0, *self.inputs), known, self._leaves)
+        with self.surroundings.lowered(), self.members.noted():
+            seen = capture(lambda: self._checked(self.f(self.z0, *self.inputs)), known, state, leaves)
+        self.operands = seen.operands
+        self.frame = replace(self.frame, joint=seen.mixes)
         refuse_in_place(state, before)
-        self._fz0 = _pytree.tree_map(torch.detach, value)
-        return any(t.requires_grad for t in self.operands)
+        self.surroundings.complete(seen.updated)
+        self._watched = 1
+        traced = any(map(is_traced, (*state, *self.operands)))
+        self._fz0 = None if traced else _pytree.tree_map(torch.detach, seen.value)
+        return traced or (torch.is_grad_enabled() and any(t.requires_grad for t in self.operands))
 
-    def solve(self, solver: Solver) -> Solution:
-        """Solve with the operands as they are; no gradient, and no warning.
+    def solve(self, solver: Solver, z0: Any = None, operands: Sequence[Tensor] | None = None) -> Solution:
+        """Solve with the operands as they are, or with others in their place; no gradient, and no warning."""
+        old, new = self._swaps(self.operands if operands is None else operands)
+        if not old:
+            # A parametrized weight is computed once, not at every evaluation.
+            with parametrize.cached():
+                return self.run(self._restricted(self.f, self.inputs), self.z0, solver, self.frame)
 
-        A parametrized weight is computed once, not at every evaluation.
-        """
-        with parametrize.cached():
-            solution = solver.run(Restricted(self.f, self.inputs, self.layout.batch), self.z0, fz0=self._fz0)
-        if self._fz0 is not None:  # it was evaluated here, not there
-            solution = replace(solution, evaluations=solution.evaluations + 1)
-            self._fz0 = None
-        return solution
+        def f(z: Any, *inputs: Any) -> Any:
+            with Substitution(old, new):
+                return refuse_wrapped(self.f(z, *inputs))
+
+        inputs = Substitution(old, new).swap(self.inputs)
+        return self.run(self._restricted(f, inputs), self.z0 if z0 is None else z0, solver, self.frame)
+
+    def run(self, f: Callable[[Any], Any], z0: Any, solver: Solver, frame: Frame) -> Solution:
+        """Run the solver on f from z0, plain and in that frame, and count what was evaluated here."""
+        if not frame.natural:
+            inner, z0, self._fz0 = f, frame.tree(frame.rows(leaves(z0))), None
+
+            def f(z: Any) -> Any:
+                value = inner(frame.tree(frame.stacked(leaves(z))))
+                flat = leaves(value) if frame.copies else self.layout.check(value, self.layout.batch)
+                return frame.tree(frame.rows(flat))
+
+        with without_autocast(self.surroundings.device):
+            solution = together(self.feasible(solver), frame.ranks).run(f, z0, fz0=self._fz0)
+        # Copies, since FSDP2 warns of modules that return a view.
+        solution = frame.told(solution, [t.clone() for t in frame.stacked(leaves(solution.value))])
+        more, self._watched, self._fz0 = self._watched, 0, None
+        if self.surroundings.updated:
+            self.surroundings.rewind()
+            with torch.no_grad(), self.surroundings.lowered():
+                self.f(solution.value, *self.inputs)
+            more += 1
+        return replace(solution, evaluations=solution.evaluations + more)
+
+    def feasible(self, solver: Solver) -> Solver:
+        """The solver, with no tolerance below the precision that f computes in where that is less than float32's."""
+        dtypes = [*self.layout.dtypes, *filter(None, [self.surroundings.autocast])]
+        coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
+        return solver.at_least(coarsest) if coarsest > torch.finfo(self.layout.dtype).eps else solver
 
     def apply(self, z: Sequence[Tensor], operands: Sequence[Tensor]) -> list[Tensor]:
         """The leaves of f(z), with ``operands`` in place of those that f was found to depend on."""
-        if all(new is old for new, old in zip(operands, self.operands, strict=True)):
-            return self._leaves(self.f(self.layout.tree(z), *self.inputs))
-        with Substitution([*self.operands, *z], [*operands, *z]) as substitution:
-            out = self._leaves(self.f(self.layout.tree(z), *substitution.swap(self.inputs)))
-        substitution.check(out)
+        state = self.layout.tree(z)
+        old, new = self._swaps(operands)
+        if not old:
+            return leaves(self._call(self.f, state, *self.inputs))
+        substitution, known = Substitution(old, new), [*z, *operands]
+        inputs = substitution.swap(self.inputs)
+        if self._all_inputs(old) and not any(map(is_wrapped, known)):  # as a rule, and then no mode is needed
+            out = leaves(self._call(self.f, state, *inputs))
+            if substitution.proves(out, known):
+                return out
+        with substitution, as_written():
+            out = leaves(self._call(self.f, state, *inputs))
+        substitution.check(out, known)
         return out
 
-    def _leaves(self, value: Any) -> list[Tensor]:
-        return self.layout.check(value, self.layout.batch)
+    def _all_inputs(self, tensors: Sequence[Tensor]) -> bool:
+        inputs = {id(x) for x in _pytree.tree_leaves(self.inputs)}
+        return all(id(t) in inputs for t in tensors)
+
+    def _swaps(self, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Which tensors to use instead of which, so that f depends on ``operands``."""
+        instead = {id(old): new for old, new in zip(self.operands, operands, strict=True)}
+        pairs = list(zip(self.operands, operands, strict=True))
+        pairs += [(now, instead.get(id(held), held)) for now, held in self.members.moved()]
+        pairs = [(old, new) for old, new in pairs if old is not new]
+        return [old for old, _ in pairs], [new for _, new in pairs]
+
+    def _call(self, f: Callable[..., Any], z: Any, *inputs: Any) -> Any:
+        """f as it was at its first call."""
+        if not self.surroundings.matter:
+            return self._checked(f(z, *inputs))
+        with self.surroundings.restored():
+            return self._checked(f(z, *inputs))
+
+    def _restricted(self, f: Callable[..., Any], inputs: Sequence[Any]) -> Restricted:
+        return Restricted(partial(self._call, f) if self.surroundings.matter else f, inputs, self.layout.batch)
+
+    def _checked(self, value: Any) -> Any:
+        """What f returned, if it is like the state; in its dtypes, where autocast has lowered it."""
+        return self.layout.tree(self.layout.check(value, leaves(value)[0].shape[0]))

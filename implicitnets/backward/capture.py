@@ -7,47 +7,65 @@ call left proves that nothing was missed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, get_gradient_edge
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree
 
-__all__ = ["Substitution", "capture"]
+from .transforms import is_traced, is_wrapped, under_transform
+
+__all__ = ["Substitution", "capture", "refuse_wrapped"]
 
 
 def capture(
-    f: Callable[[], Any], known: Iterable[Tensor], flatten: Callable[[Any], list[Tensor]]
-) -> tuple[Any, list[Tensor]]:
-    """Call f once with gradients on, and find all tensors that require grad and were made before it ran.
+    f: Callable[[], Any], known: Iterable[Tensor], state: Iterable[Tensor], flatten: Callable[[Any], list[Tensor]]
+) -> Captured:
+    """Call f once, and find all tensors that a derivative may run through and that were made before it ran.
 
     Args:
         f: What to call.
-        known: Tensors that f certainly depends on; they come first, whether they require grad or not.
+        known: Tensors that f certainly depends on; they come first, whether a derivative may run through them or not.
+        state: Tensors that f gets as well, and that are not to be found.
         flatten: The tensors of what f returns.
-
-    Returns:
-        What f returned, detached, and the tensors, each once.
 
     Raises:
         RuntimeError: If f depends on a tensor that can't be identified.
     """
-    found = {id(t): t for t in known}
-    with torch.enable_grad(), _Watch(found) as watch:
+    with _Watch(known, state) as watch:
         value = f()
-    for leaf in _outside(flatten(value), watch.start, found.values()):
-        found.setdefault(id(leaf), leaf)
-    return value, list(found.values())
+    for leaf in _outside(flatten(value), watch.start, watch.found.values()):
+        watch.found.setdefault(id(leaf), leaf)
+    return Captured(value, list(watch.found.values()), watch.updated(), watch.mixes)
+
+
+class Captured(NamedTuple):
+    """What was seen of f."""
+
+    value: Any
+    """What it returned."""
+    operands: list[Tensor]
+    """The tensors that a derivative may run through, each once."""
+    updated: list[tuple[Tensor, Tensor]]
+    """Tensors from outside (buffers) that it changed in place, and copies of what they were."""
+    mixes: bool
+    """Whether it normalized with the statistics of the batch, and so does not treat each sample on its own."""
 
 
 class _Watch(TorchFunctionMode):
-    """Collects the tensors that the operations inside it get from outside."""
+    """Collects the tensors that the operations inside it get from outside, and those that they change in place."""
 
-    def __init__(self, found: dict[int, Tensor]) -> None:
+    def __init__(self, known: Iterable[Tensor], state: Iterable[Tensor]) -> None:
         super().__init__()
-        self.found = found
+        self.found = {id(t): t for t in known}
+        self.inside = {id(t): t for t in state}  # made inside; kept alive, so that an id is that of one tensor
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}
+        self.mixes = False
+        self.differentiating = torch.is_grad_enabled() or under_transform()
         self.start = _clock()
 
     def __torch_function__(
@@ -57,10 +75,31 @@ class _Watch(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if func is functional.batch_norm:
+            self.mixes |= bool((kwargs or {}).get("training", args[5] if len(args) > 5 else False))
+        changes = _may_change(func)
+        if not self.differentiating and not changes:
+            return func(*args, **(kwargs or {}))
         for tensor in _tensors((args, kwargs)):
-            if tensor.requires_grad and id(tensor) not in self.found and _older(tensor, self.start):
+            if id(tensor) in self.found or id(tensor) in self.inside:
+                continue
+            if (tensor.requires_grad and _older(tensor, self.start)) or is_traced(tensor):
                 self.found[id(tensor)] = tensor
-        return func(*args, **(kwargs or {}))
+            elif changes and not tensor.requires_grad and id(tensor) not in self.before:
+                self.before[id(tensor)] = (tensor, tensor.detach().clone())
+        out = func(*args, **(kwargs or {}))
+        self.inside.update((id(t), t) for t in _tensors(out) if id(t) not in self.found)
+        return out
+
+    def updated(self) -> list[tuple[Tensor, Tensor]]:
+        """The outside tensors that were changed in place (which batch-norm hides from autograd), and what they were."""
+        return [(tensor, copy) for tensor, copy in self.before.values() if not torch.equal(tensor, copy)]
+
+
+def _may_change(func: Callable[..., Any]) -> bool:
+    """Whether an operation may change an argument in place: its name says so, or it keeps running statistics."""
+    name = getattr(func, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name in ("batch_norm", "instance_norm")
 
 
 class Substitution(TorchFunctionMode):
@@ -69,8 +108,8 @@ class Substitution(TorchFunctionMode):
     def __init__(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         """Pair the tensors off."""
         super().__init__()
-        self.table = {id(a): b for a, b in zip(old, new, strict=True) if a is not b}
-        self.new = list(new)
+        self.table = {id(a): b for a, b in zip(old, new, strict=True)}
+        self.old = list(old)  # kept alive, so that an id is that of one tensor
         self.start = _clock()
 
     def __torch_function__(
@@ -92,22 +131,29 @@ class Substitution(TorchFunctionMode):
             return {key: self.swap(item) for key, item in value.items()}
         return value
 
-    def check(self, outputs: Sequence[Tensor]) -> None:
-        """Prove that ``outputs``, computed inside, depend on nothing from outside but the new tensors.
+    def check(self, outputs: Sequence[Tensor], known: Sequence[Tensor]) -> None:
+        """Prove that ``outputs``, computed inside, depend on nothing from outside but ``known``.
 
         Raises:
             RuntimeError: If they do.
         """
-        for leaf in _outside(outputs, self.start, self.new):
+        for leaf in _outside(outputs, self.start, known):
             raise RuntimeError(_lost(f"a tensor of shape {tuple(leaf.shape)}"))
+
+    def proves(self, outputs: Sequence[Tensor], known: Sequence[Tensor]) -> bool:
+        """Whether ``check`` has nothing to say."""
+        try:
+            self.check(outputs, known)
+        except RuntimeError:
+            return False
+        return True
 
 
 def _clock() -> int:
     """The sequence number of autograd now: nodes made later have larger ones (in this thread)."""
     with torch.enable_grad():
         node = torch.zeros((), requires_grad=True).view(()).grad_fn
-    assert node is not None
-    return node._sequence_nr()
+    return 0 if node is None else node._sequence_nr()  # none in inference mode, where nothing has a history
 
 
 def _older(tensor: Tensor, start: int) -> bool:
@@ -125,7 +171,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _outside(outputs: Sequence[Tensor], start: int, known: Iterable[Tensor]) -> list[Tensor]:
+def _outside(outputs: Sequence[Tensor], start: int, known: Collection[Tensor]) -> list[Tensor]:
     """The leaves, not among ``known``, on which ``outputs`` depend through what was computed after ``start``.
 
     Raises:
@@ -142,7 +188,7 @@ def _outside(outputs: Sequence[Tensor], start: int, known: Iterable[Tensor]) -> 
             continue
         variable = getattr(node, "variable", None)
         if variable is not None:
-            if id(variable) not in known_leaves:
+            if id(variable) not in known_leaves and node not in _accumulators(known):
                 known_leaves.add(id(variable))
                 missing.append(variable)
         elif node._sequence_nr() <= start:
@@ -151,6 +197,23 @@ def _outside(outputs: Sequence[Tensor], start: int, known: Iterable[Tensor]) -> 
             seen.add(node)
             stack.extend(node.next_functions)
     return missing
+
+
+def _accumulators(known: Iterable[Tensor]) -> set[Node]:
+    """The nodes of the leaves: under activation checkpointing, a leaf comes back as another tensor with this node."""
+    return {get_gradient_edge(t).node for t in known if t.grad_fn is None and t.requires_grad}
+
+
+def refuse_wrapped(value: Any) -> Any:
+    """``value``, unless a transform of ``torch.func`` has got into it unseen.
+
+    Raises:
+        RuntimeError: If it has.
+    """
+    for leaf in _pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor) and is_wrapped(leaf):
+            raise RuntimeError(_lost("a tensor inside a torch.func transform"))
+    return value
 
 
 def _lost(what: str) -> str:

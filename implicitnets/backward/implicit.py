@@ -7,18 +7,21 @@ with operands (z, θ, g), a derivative of the backward is the same Function once
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..pytree import Layout, leaves
-from ..solution import Solution, warn_unconverged
+from ..nonsmooth import Autograd, Selection
+from ..pytree import leaves
+from ..solution import Solution
 from ..solvers import GMRES, Solver
-from ..solvers.newton import solve_scaled
 from .base import Backward, Equation, Report
+from .problems import Adjoint, Forward, Linearization, Problem, Tangent
+from .surroundings import without_autocast
+from .transforms import forward_mode, is_traced, jvp, primal, refuse_batched, vjp
 
 __all__ = ["Implicit"]
 
@@ -27,201 +30,146 @@ __all__ = ["Implicit"]
 class Implicit(Backward):
     """The implicit function theorem: dL/dθ = (∂f/∂θ)ᵀ (I − Jᵀ)⁻¹ dL/dz at the solution, J = ∂f/∂z.
 
-    The adjoint equation is solved by ``solver`` for each sample in units of its cotangent, so the gradient of
+    The linear equation is solved by ``solver`` for each sample in units of its right-hand side, so the gradient of
     c · L is c times that of L. ``Implicit(solver=Dense())`` is exact, ``Implicit(solver=Picard(damping=...))`` is the
     relaxation of the equilibrium F-adjoint. Memory does not grow with the steps of either solver. Derivatives of
-    any order can be taken in reverse mode.
+    any order and mode can be taken: autograd's, forward mode (dz = (I − J)⁻¹ ∂f/∂θ dθ), and all of ``torch.func``
+    in any nesting.
 
-    Where f is not smooth, J is the element of the Clarke Jacobian that autograd uses, and the result an element of
-    the conservative Jacobian of the solution, if every I − J is invertible (Bolte, Le, Pauwels and Silveti-Falls
-    2021, theorem 2).
+    Where f is not smooth, J is the element of the Clarke Jacobian that ``selection`` picks, and the result an
+    element of the conservative Jacobian of the solution, if every I − J is invertible (Bolte, Le, Pauwels and
+    Silveti-Falls 2021, theorem 2).
 
     Attributes:
-        solver: Solver of the adjoint equation.
+        solver: Solver of the linear equation.
+        selection: The element of the Clarke Jacobian at a kink.
+        unconverged: What a sample that did not converge, forward or backward, adds to a gradient: what was found
+            ("warn"), or nothing ("mask"), also where its data are not finite. There is a warning either way.
+        contraction: What the record of the linear solve says of the error (I − Jᵀ)⁻¹g is found with: nothing (None);
+            a bound, given a Lipschitz constant below 1 of f in z, in the Euclidean norm; or, if "unknown", an
+            estimate, which takes some more products (``backward.error_bound``, ``backward.estimate_error``).
 
     Raises:
-        TypeError: If solver is not a Solver.
+        TypeError: If solver is not a Solver, or selection not a Selection.
+        ValueError: If another option is none of these.
     """
 
     solver: Solver = field(default_factory=GMRES)
+    selection: Selection = Autograd()
+    unconverged: Literal["warn", "mask"] = "warn"
+    contraction: float | Literal["unknown"] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
             shown = self.solver.__name__ if isinstance(self.solver, type) else repr(self.solver)
             raise TypeError(f"Implicit(solver={shown}): solver must be a Solver, e.g. Implicit(solver=GMRES())")
+        if not isinstance(self.selection, Selection):
+            raise TypeError(f"Implicit(selection={self.selection!r}): selection must be a Selection, e.g. Midpoint()")
+        if self.unconverged not in ("warn", "mask"):
+            raise ValueError(f'Implicit(unconverged={self.unconverged!r}): unconverged must be "warn" or "mask"')
+        q = self.contraction
+        if not (q is None or q == "unknown" or (isinstance(q, (int, float)) and 0 <= q < 1)):
+            raise ValueError(f'Implicit(contraction={q!r}): contraction must be None, "unknown", or a number in [0, 1)')
 
     def solve(self, equation: Equation, solver: Solver, report: Report | None) -> Solution:  # noqa: D102
-        if not torch.is_grad_enabled() or not equation.watch():
+        if self.unconverged == "mask":
+            equation.isolate()
+        if not equation.watch():
             return equation.solve(solver)
-        problem = _Forward(equation, solver, self.solver, report)
-        value = _fixed_point(problem, *equation.operands)
+        problem = Forward(equation, solver, self, report)
+        *value, converged = _fixed_point(problem, *leaves(equation.z0), *equation.operands)
         solution, problem.solution = problem.solution, None
         assert solution is not None
+        if self.unconverged == "mask":
+            value = [_where(converged, z, z.detach()) for z in value]
         return replace(solution, value=equation.layout.tree(value))
 
 
-class _Problem(Protocol):
-    """A fixed-point equation of some operands, which can be solved and differentiated."""
-
-    adjoint: Solver
-    report: Report | None
-
-    @property
-    def layout(self) -> Layout: ...
-
-    def solve(self, operands: Sequence[Tensor]) -> list[Tensor]: ...
-
-    def apply(self, z: Sequence[Tensor], operands: Sequence[Tensor]) -> list[Tensor]: ...
-
-
-@dataclass
-class _Forward:
-    """z = f(z, θ)."""
-
-    equation: Equation
-    solver: Solver
-    adjoint: Solver
-    report: Report | None
-    solution: Solution | None = None
-
-    @property
-    def layout(self) -> Layout:
-        return self.equation.layout
-
-    def solve(self, operands: Sequence[Tensor]) -> list[Tensor]:
-        self.solution = self.equation.solve(self.solver)
-        return leaves(self.solution.value)
-
-    def apply(self, z: Sequence[Tensor], operands: Sequence[Tensor]) -> list[Tensor]:
-        return self.equation.apply(z, operands)
-
-
-@dataclass
-class _Adjoint:
-    """w = Jᵀw + g with J = ∂f/∂z of another problem; the operands are (z, θ, g)."""
-
-    of: _Problem
-    adjoint: Solver
-    report: Report | None
-
-    @property
-    def layout(self) -> Layout:
-        return self.of.layout
-
-    def _split(self, operands: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-        n = len(self.layout.shapes)
-        return operands[:n], operands[n : len(operands) - n], operands[len(operands) - n :]
-
-    def solve(self, operands: Sequence[Tensor]) -> list[Tensor]:
-        z, theta, g = self._split(operands)
-        return _Linearization(self.of, z, theta).solve_adjoint(g)
-
-    def apply(self, z: Sequence[Tensor], operands: Sequence[Tensor]) -> list[Tensor]:
-        point, theta, g = self._split(operands)
-        point, theta = _aliases(point), _aliases(theta)
-        out = self.of.apply(point, theta)
-        product = torch.autograd.grad(out, point, z, create_graph=True, materialize_grads=True)
-        return [a + b for a, b in zip(product, g, strict=True)]
-
-
-def _aliases(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The same tensors under other names.
-
-    Differentiating with respect to these keeps autograd from walking on, from z through the solution to θ.
-    """
-    return [t.view_as(t) if t.requires_grad else t for t in tensors]
-
-
-class _Linearization:
-    """f recorded once at (z, θ), for vector-Jacobian products with respect to both."""
-
-    def __init__(self, problem: _Problem, z: Sequence[Tensor], theta: Sequence[Tensor]) -> None:
-        self.problem = problem
-        with torch.enable_grad():
-            self.z = [t.detach().requires_grad_() for t in z]
-            independent = all(t.is_leaf for t in theta)  # else one may be computed from another: cut them apart
-            self.theta = list(theta) if independent else [t.detach().requires_grad_(t.requires_grad) for t in theta]
-            self.out = problem.apply(self.z, self.theta)
-
-    def solve_adjoint(self, g: Sequence[Tensor]) -> list[Tensor]:
-        """The w with w = Jᵀw + g, by the problem's adjoint solver."""
-        problem, layout = self.problem, self.problem.layout
-        differentiable = [t for t in self.out if t.requires_grad]
-
-        def product(w: Tensor) -> Tensor:
-            if not differentiable:
-                return torch.zeros_like(w)
-            cotangents = [c for c, t in zip(layout.unpack(w), self.out, strict=True) if t.requires_grad]
-            grads = torch.autograd.grad(
-                differentiable,
-                self.z,
-                cotangents,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            return layout.pack(grads)
-
-        found = solve_scaled(problem.adjoint, product, layout.pack(g))
-        w = layout.unpack(found.value)
-        if problem.report is not None:
-            problem.report(replace(found, value=layout.tree(w)))
-        warn_unconverged(
-            found,
-            problem.adjoint,
-            what="gradient of a fixed point (residual of the adjoint equation, in units of the incoming gradient)",
-            remedies=f"{type(problem.adjoint).remedies}, given as backward=Implicit(solver=...)",
-        )
-        return w
-
-    def gradients(self, w: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
-        """(∂f/∂θ)ᵀ w for the operands that are wanted. Frees what was recorded."""
-        return _gradients(self.out, self.theta, w, wanted, create_graph=False)
-
-
-def _gradients(
-    out: Sequence[Tensor],
-    theta: Sequence[Tensor],
-    w: Sequence[Tensor],
-    wanted: Sequence[bool],
-    *,
-    create_graph: bool,
-) -> list[Tensor | None]:
-    pairs = [(t, c) for t, c in zip(out, w, strict=True) if t.requires_grad]
-    targets = [t for t, need in zip(theta, wanted, strict=True) if need]
-    if not pairs or not targets:
-        return [None] * len(theta)
-    outputs, cotangents = zip(*pairs, strict=True)
-    grads = iter(torch.autograd.grad(outputs, targets, cotangents, create_graph=create_graph, allow_unused=True))
-    return [next(grads) if need else None for need in wanted]
-
-
 class _FixedPoint(torch.autograd.Function):
-    """Operands -> leaves of the solution of a problem."""
+    """Operands -> leaves of the solution of a problem, and which samples converged."""
 
     @staticmethod
-    def forward(problem: _Problem, *operands: Tensor) -> tuple[Tensor, ...]:
-        return tuple(problem.solve(operands))
+    def forward(problem: Problem, *operands: Tensor) -> tuple[Tensor, ...]:
+        value, converged = problem.solve(operands)
+        return *value, converged
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         problem, *operands = inputs
+        *z, converged = output
         ctx.problem = problem
-        ctx.save_for_backward(*output, *operands)
+        ctx.mark_non_differentiable(converged)
+        ctx.save_for_backward(converged, *z, *operands)
+        ctx.save_for_forward(converged, *z, *operands)
 
     @staticmethod
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:
-        problem: _Problem = ctx.problem
-        n, wanted = len(g), ctx.needs_input_grad[1:]
-        z, theta = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
-        if not torch.is_grad_enabled():
-            at = _Linearization(problem, z, theta)
-            return None, *at.gradients(at.solve_adjoint(g), wanted)
-        w = _fixed_point(_Adjoint(problem, problem.adjoint, problem.report), *z, *theta, *g)
-        point, parameters = _aliases(z), _aliases(theta)
-        return None, *_gradients(problem.apply(point, parameters), parameters, w, wanted, create_graph=True)
+        problem: Problem = ctx.problem
+        g, wanted = g[:-1], ctx.needs_input_grad[1:]
+        refuse_batched(g)
+        z, theta = _saved(problem, ctx.saved_tensors)
+        with without_autocast(z[0].device):
+            if not torch.is_grad_enabled() and not any(map(is_traced, (*z, *theta, *g))):
+                at = Linearization(problem, z, theta)
+                return None, *at.gradients(_masked(problem, *at.solve_adjoint(g)), wanted)
+            w = _solve_linear(Adjoint(problem), *z, *theta, *g)
+            grads = iter(vjp(*_partial(problem, z, theta, wanted), w))
+            return None, *(next(grads) if need else None for need in wanted)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        problem: Problem = ctx.problem
+        with forward_mode(), without_autocast(ctx.saved_tensors[0].device):
+            z, theta = _saved(problem, [primal(t) for t in ctx.saved_tensors])
+            f, at = _partial(problem, z, theta, [t is not None for t in tangents])
+            b = jvp(f, at, [t for t in tangents if t is not None], like=z)
+            return *_solve_linear(Tangent(problem), *z, *theta, *b), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], problem: Problem, *operands: Tensor) -> Any:
+        dims = in_dims[1:]
+        moved = [t if d is None else t.movedim(d, 0) for t, d in zip(operands, dims, strict=True)]
+        axes = [None if d is None else 0 for d in dims]
+        mapped, moved = problem.mapped(info.batch_size, axes, info.randomness, moved)
+        out = _fixed_point(mapped, *moved)
+        return out, (0,) * len(out)
 
 
-def _fixed_point(problem: _Problem, *operands: Tensor) -> tuple[Tensor, ...]:
+def _fixed_point(problem: Problem, *operands: Tensor) -> tuple[Tensor, ...]:
     value: tuple[Tensor, ...] = _FixedPoint.apply(problem, *operands)  # type: ignore[no-untyped-call]
     return value
+
+
+def _solve_linear(problem: Problem, *operands: Tensor) -> list[Tensor]:
+    *w, converged = _fixed_point(problem, *operands)
+    return _masked(problem, w, converged)
+
+
+def _masked(problem: Problem, w: Sequence[Tensor], converged: Tensor) -> list[Tensor]:
+    """w, without the samples that did not converge where that was asked for."""
+    if problem.rule.unconverged == "warn":
+        return list(w)
+    return [_where(converged, t, torch.zeros_like(t)) for t in w]
+
+
+def _where(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(rows.reshape(rows.shape + (1,) * (yes.dim() - rows.dim())), yes, no)
+
+
+def _saved(problem: Problem, saved: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The solution, without the samples that are masked, and the operands."""
+    n = len(problem.frame.layout.shapes)
+    converged, z, theta = saved[0], saved[1 : n + 1], saved[n + 1 :]
+    return _masked(problem, z, converged), list(theta)
+
+
+def _partial(
+    problem: Problem, z: Sequence[Tensor], theta: Sequence[Tensor], chosen: Sequence[bool]
+) -> tuple[Callable[..., list[Tensor]], list[Tensor]]:
+    """f at z as a function of the chosen operands, and these."""
+
+    def f(*some: Tensor) -> list[Tensor]:
+        values = iter(some)
+        return problem.apply(z, [next(values) if mine else t for t, mine in zip(theta, chosen, strict=True)])
+
+    return f, [t for t, mine in zip(theta, chosen, strict=True) if mine]

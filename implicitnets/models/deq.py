@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from ..backward import Backward, Implicit
+from ..backward.sync import check_group
+from ..backward.transforms import plain
 from ..fixed_point import check_strategies, fixed_point
 from ..pytree import rebuild
 from ..solution import Solution
@@ -26,23 +29,45 @@ class Equilibrium(nn.Module):
         forward_solution: Solution of the last call, detached; None before the first.
         backward_solution: Solution of the adjoint equation of the last gradient, detached, its residual in units of
             the incoming gradient; None before the first.
+        sync_group: The process group whose ranks solve together, or None; assign likewise. A copy has the same one, a
+            pickle can't hold it: save the ``state_dict``.
     """
 
     forward_solution: Solution | None
     backward_solution: Solution | None
 
-    def __init__(self, solver: Solver, backward: Backward) -> None:
+    def __init__(
+        self, solver: Solver, backward: Backward, sync_group: torch.distributed.ProcessGroup | None = None
+    ) -> None:
         super().__init__()
         check_strategies(solver, backward)
-        self.solver, self.backward = solver, backward
+        check_group(sync_group)
+        self.solver, self.backward, self.sync_group = solver, backward, sync_group
         self._forget()
 
     def equilibrium(self, f: Any, z0: Any, *inputs: Any) -> Any:
         """The z with z = f(z, *inputs), differentiable; keeps the record of the solve."""
-        solution = fixed_point(f, z0, *inputs, solver=self.solver, backward=self.backward, report=self._keep_backward)
-        record = {**vars(solution), "value": rebuild(torch.detach, solution.value)}
+        if torch.compiler.is_compiling() and not self.backward.traceable:
+            return torch.compiler.disable(self._equilibrium)(f, z0, inputs)
+        return self._equilibrium(f, z0, inputs)
+
+    def _equilibrium(self, f: Any, z0: Any, inputs: tuple[Any, ...]) -> Any:
+        solution = fixed_point(
+            f,
+            self._start(inputs) if z0 is None else z0,
+            *inputs,
+            solver=self.solver,
+            backward=self.backward,
+            report=self._keep_backward,
+            sync_group=self.sync_group,
+        )
+        record = {**vars(solution), "value": rebuild(plain, solution.value)}
         self.forward_solution = Solution(**record)
         return solution.value
+
+    def _start(self, inputs: tuple[Any, ...]) -> Any:
+        """Where to start if z0 is None."""
+        raise NotImplementedError
 
     def _keep_backward(self, solution: Solution) -> None:
         self.backward_solution = solution
@@ -53,6 +78,13 @@ class Equilibrium(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and files are of the model, not of what it last did."""
         return {**vars(self), "forward_solution": None, "backward_solution": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Equilibrium:
+        replica = type(self).__new__(type(self))
+        memo[id(self)] = replica
+        memo[id(self.sync_group)] = self.sync_group  # which can't be copied
+        replica.__dict__ = copy.deepcopy(Equilibrium.__getstate__(self), memo)
+        return replica
 
     def extra_repr(self) -> str:
         """The strategies."""
@@ -79,9 +111,12 @@ class DEQ(Equilibrium):
             like the first input.
         solver: How the equilibrium is found.
         backward: How it is differentiated.
+        sync_group: The ``torch.distributed`` process group whose ranks solve together, needed where the cell has
+            collectives inside, such as batch statistics over all ranks.
 
     Raises:
-        TypeError: If cell is not a module, or solver or backward not a value of its kind.
+        TypeError: If cell is not a module, or solver, backward or sync_group not a value of its kind. When called,
+            if the cell is sharded or wrapped for distributed training: that is for the DEQ or the whole model.
     """
 
     def __init__(
@@ -91,8 +126,9 @@ class DEQ(Equilibrium):
         state_shape: tuple[int, ...] | None = None,
         solver: Solver = Anderson(),
         backward: Backward = Implicit(),
+        sync_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(solver, backward)
+        super().__init__(solver, backward, sync_group)
         if not isinstance(cell, nn.Module):
             raise TypeError(
                 f"cell must be an nn.Module with forward(z, *inputs), not {cell!r}: for a function use fixed_point"
@@ -118,7 +154,7 @@ class DEQ(Equilibrium):
         Warns:
             ConvergenceWarning: If a sample did not converge.
         """
-        return self.equilibrium(self.cell, self._start(inputs) if z0 is None else z0, *inputs)
+        return self.equilibrium(self.cell, z0, *inputs)
 
     def _start(self, inputs: tuple[Any, ...]) -> Any:
         initial_state: Any = getattr(self.cell, "initial_state", None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import values
+from .. import nonsmooth, values
 from .adapters import SciPy, TorchDEQ
 from .anderson import Anderson
 from .base import Iterative, Solver
 from .broyden import Broyden
 from .dense import Dense
+from .fallback import Fallback
 from .krylov import GMRES, BiCGSTAB
 from .loop import Iterate
 from .newton import Newton
@@ -23,6 +24,7 @@ __all__ = [
     "BiCGSTAB",
     "Broyden",
     "Dense",
+    "Fallback",
     "Iterate",
     "Iterative",
     "Newton",
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 CLASSES: dict[str, type[Solver]] = {
-    cls.__name__: cls for cls in (Anderson, BiCGSTAB, Broyden, Dense, GMRES, Newton, Picard, SciPy, TorchDEQ)
+    cls.__name__: cls for cls in (Anderson, BiCGSTAB, Broyden, Dense, Fallback, GMRES, Newton, Picard, SciPy, TorchDEQ)
 }
 """All solvers by name."""
 
@@ -59,7 +61,9 @@ def parse(text: str) -> Solver:
 
     Raises:
         ValueError: If the text can't be read or names no solver.
-        TypeError: If an option does not exist.
+        TypeError: If an option does not exist, or a name is that of a selection.
     """
-    solver: Solver = values.parse(text, CLASSES, what="solver")
-    return solver
+    found = values.parse(text, {**CLASSES, **nonsmooth.CLASSES}, what="solver")
+    if not isinstance(found, Solver):
+        raise TypeError(f"{text!r} is a selection, not a solver: write for instance Newton(selection={found!r})")
+    return found

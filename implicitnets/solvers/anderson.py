@@ -5,34 +5,49 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import native
 from .base import Iterative, require
-from .loop import Iterate
+from .iterate import Iterate, Mask
 from .packed import PackedMap
 from .window import combine, inner
 
 __all__ = ["Anderson"]
 
+SOON = 3
+"""Who is this many plain steps from its tolerance, at the rate of the last one, need not begin to mix."""
+
+
+@dataclass
+class _Rings:
+    """The last differences of residuals and of values, both in units of the former's norm, and their products."""
+
+    dr: Tensor  # (rows, memory, size), each of norm 1, less where it is mere noise
+    df: Tensor  # (rows, memory, size), with the sign turned
+    gram: Tensor  # (rows, memory, memory): <dr, dr> + ridge; that of the identity where a slot is empty
+    count: int = 0
+
+    def select(self, rows: Tensor) -> _Rings:
+        return _Rings(self.dr[rows], self.df[rows], self.gram[rows], self.count)
+
 
 @dataclass
 class _History:
-    """The last differences of residuals and of values, both in units of the former's norm, and their products."""
+    """What a row remembers; the rings are made once somebody mixes."""
 
-    dr: Tensor  # (memory, rows, size), each row of norm 1, less where it is mere noise
-    df: Tensor  # (memory, rows, size), with the sign turned
-    gram: Tensor  # (memory, memory, rows): <dr, dr> + ridge; that of the identity where a slot is empty
     keep: Tensor  # (rows, 1): 1 - damping, halved where a plain step went astray
-    wait: Tensor  # (rows,): plain steps to take before the next mixed one
+    wait: Tensor  # (rows,): plain steps before the next mixed one, the step just taken included
     failures: Tensor  # (rows,): mixed steps that went astray
-    plain: Tensor  # (rows,): whose last step was plain
-    active: Tensor  # (rows,): who keeps differences; 1 or 0
+    active: Tensor  # (rows,): 1 where ``awake``, on the device
+    awake: Mask  # (rows,): who mixes, or waits to mix again
     damped: bool
+    all_awake: bool = False
+    waiting: bool = False  # whether anybody may be
     last: Iterate | None = None
-    count: int = 0
-    asleep: bool = True  # nobody is active yet
+    rings: _Rings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +67,9 @@ class Anderson(Iterative[_History]):
         memory: Differences kept, at least 1. The state is stored 2 · memory times.
         damping: Share of the residual that is not added, in [0, 1).
         ridge: Ridge of the normalized Gram matrix, in units of machine precision.
-        lazy: As long as each step reduces a sample's residual to this share or less, its steps stay plain, which is
-            cheaper; in [0, 1). 0 mixes from the second step on.
+        lazy: As long as each step reduces a sample's residual to this share or less, or three more like the last one
+            would reach the tolerance, its steps stay plain, which is cheaper; in [0, 1). 0 mixes from the second
+            step on.
 
     Raises:
         ValueError: If memory, damping, ridge or lazy is out of range.
@@ -75,94 +91,113 @@ class Anderson(Iterative[_History]):
         require(0 <= self.lazy < 1, self, "lazy", self.lazy, "in [0, 1)")
 
     def init(self, z: Tensor) -> _History:  # noqa: D102
-        slots = max(min(self.memory, self.max_steps), 1)
-        dr, df = z.new_empty((2, slots, *z.shape))
-        gram = self._empty_gram(z, slots).repeat(1, 1, z.shape[0])
-        keep, none = z.new_full((z.shape[0], 1), 1 - self.damping), z.new_zeros(z.shape[0])
-        return _History(dr, df, gram, keep, none, none, none == 0, none, self.damping > 0)
+        rows = z.shape[0]
+        keep, none = z.new_full((rows, 1), 1 - self.damping), z.new_zeros(rows)
+        return _History(keep, none, none, none, np.zeros(rows, dtype=bool), self.damping > 0)
+
+    def step(self, f: PackedMap, now: Iterate, state: _History) -> Tensor:  # noqa: D102
+        last, state.last = state.last, now
+        if last is not None:
+            self._wake(now, last, state)
+        if last is None or state.rings is None:
+            return torch.addcmul(now.z, now.r, state.keep) if state.damped else now.fz
+        if state.waiting:
+            state.wait = (state.wait - 1).clamp_min_(0)
+        rings = state.rings
+        slots = rings.dr.shape[1]
+        slot, used = rings.count % slots, min(rings.count + 1, slots)
+        rings.count += 1
+        if slots <= native.MAX_MEMORY and native.fits(now.z):
+            at, before = (now.z, now.fz, now.norms[1].double()), (last.z, last.fz)
+            history = (state.keep, state.wait, state.active, rings.dr, rings.df, rings.gram)
+            return native.anderson(slot, used, self._diagonal(now.z), at, before, history)
+        self._remember(slot, used, now, last, state, rings)
+        return self._mix(used, now, state, rings)
+
+    def _wake(self, now: Iterate, last: Iterate, state: _History) -> None:
+        """Let the samples mix from now on whose last step was not good enough, if mixing can still save a step."""
+        if state.all_awake:
+            return
+        (residual, scale), before = now.host_norms(), last.host_norms()[0]
+        good = residual <= self.lazy * before
+        if np.count_nonzero(good) == good.size:
+            return
+        slow = ~good
+        if self.lazy > 0:
+            with np.errstate(all="ignore"):
+                slow &= ~(residual * (residual / before) ** SOON <= self.atol + self.rtol * scale)
+        if np.count_nonzero(slow & ~state.awake):
+            state.awake = state.awake | slow
+            state.all_awake = bool(state.awake.all())
+            state.active = torch.from_numpy(state.awake).to(now.z)
+            if state.rings is None:
+                slots = max(min(self.memory, self.max_steps), 1)
+                rows, size = now.z.shape
+                dr, df = _zeros(now.z, (2, rows, slots, size))
+                state.rings = _Rings(dr, df, self._empty_gram(now.z, slots).repeat(rows, 1, 1))
 
     def _empty_gram(self, z: Tensor, slots: int) -> Tensor:
-        return torch.eye(slots, dtype=z.dtype, device=z.device)[:, :, None] * self._diagonal(z)
+        return torch.eye(slots, dtype=z.dtype, device=z.device) * self._diagonal(z)
 
     def _diagonal(self, z: Tensor) -> float:
         return 1 + self.ridge * torch.finfo(z.dtype).eps
 
-    def step(self, f: PackedMap, now: Iterate, state: _History) -> Tensor:  # noqa: D102
-        last, state.last = state.last, now
-        if last is None or self._all_asleep(now, last, state):
-            return self._plain_step(now, state)
-        slots = state.dr.shape[0]
-        slot, used = state.count % slots, min(state.count + 1, slots)
-        state.count += 1
-        state.plain = (state.wait > 0) | (state.active == 0)
-        if slots <= native.MAX_MEMORY and native.fits(now.r):
-            at, before = (now.r, now.fz, now.norms), (last.r, last.fz)
-            history = (state.keep, state.wait, state.active, state.dr, state.df, state.gram)
-            z = native.anderson(slot, used, self._diagonal(now.r), at, before, history)
-        else:
-            self._remember(slot, used, now, last, state)
-            z = self._mix(used, now, state)
-        state.wait = (state.wait - 1).clamp_min_(0)
-        return z
-
-    @staticmethod
-    def _plain_step(now: Iterate, state: _History) -> Tensor:
-        return torch.addcmul(now.z, now.r, state.keep) if state.damped else now.fz
-
-    def _all_asleep(self, now: Iterate, last: Iterate, state: _History) -> bool:
-        """Wake the samples whose last step was not good enough; whether none is awake."""
-        slow = ~(now.norms[:, 0] <= self.lazy * last.norms[:, 0])
-        state.active = torch.maximum(state.active, slow.to(state.active.dtype))
-        if state.asleep:  # a transfer from the device, but only as long as it saves work
-            state.asleep = not bool(slow.any())
-        return state.asleep
-
-    def _remember(self, slot: int, used: int, now: Iterate, last: Iterate, state: _History) -> None:
+    def _remember(self, slot: int, used: int, now: Iterate, last: Iterate, state: _History, rings: _Rings) -> None:
         """Take in the newest differences and their row of the Gram matrix."""
-        dr = torch.sub(now.r, last.r, out=state.dr[slot])
-        df = torch.sub(last.fz, now.fz, out=state.df[slot])
-        noise = now.norms[:, 1:] * torch.finfo(dr.dtype).eps  # of dr, by rounding in f(z)
-        size = torch.linalg.vector_norm(dr, dim=1, keepdim=True).hypot_(noise).clamp_min_(torch.finfo(dr.dtype).tiny)
-        size = torch.where(state.active[:, None] > 0, size, torch.inf)  # who is asleep keeps nothing
+        dr = torch.sub(now.r, last.r, out=rings.dr[:, slot])
+        df = torch.sub(last.fz, now.fz, out=rings.df[:, slot])
+        noise = now.norms[1].to(dr.dtype) * torch.finfo(dr.dtype).eps  # of dr, by rounding in f(z)
+        size = torch.linalg.vector_norm(dr, dim=1).hypot_(noise).clamp_min_(torch.finfo(dr.dtype).tiny)
+        size = torch.where(state.active > 0, size, torch.inf)[:, None]  # who is asleep keeps nothing
         dr.div_(size)
         df.div_(size)
-        row = inner(state.dr[:used], dr)
-        row[slot] = self._diagonal(dr)
-        state.gram[slot, :used] = row
-        state.gram[:used, slot] = row
+        row = inner(rings.dr[:, :used].transpose(0, 1), dr).T
+        row[:, slot] = self._diagonal(dr)
+        rings.gram[:, slot, :used] = row
+        rings.gram[:, :used, slot] = row
 
-    def _mix(self, used: int, now: Iterate, state: _History) -> Tensor:
+    def _mix(self, used: int, now: Iterate, state: _History, rings: _Rings) -> Tensor:
         """f(z) − ΔF γ − damping · (r − ΔR γ)."""
-        dr, df, gram = state.dr[:used], state.df[:used], state.gram[:used, :used]
-        gamma = torch.linalg.solve_ex(gram.permute(2, 0, 1), inner(dr, now.r).T[:, :, None])[0][:, :, 0].T
+        dr, df = rings.dr[:, :used].transpose(0, 1), rings.df[:, :used].transpose(0, 1)
+        gamma = torch.linalg.solve_ex(rings.gram[:, :used, :used], inner(dr, now.r).T[:, :, None])[0][:, :, 0].T
         if not state.damped:  # then no sample is waiting either
             return combine(now.fz, df, gamma)
-        gamma = torch.where(state.plain, 0.0, gamma)
+        gamma = torch.where((state.wait > 0) | (state.active == 0), 0.0, gamma)
         damped = torch.addcmul(now.z, now.r, state.keep)
         return combine(combine(damped, dr, gamma * (1 - state.keep.T)), df, gamma)
 
     def forget(self, state: _History, rows: Tensor, now: Iterate) -> None:  # noqa: D102
-        for ring in (state.dr, state.df):
-            ring[: state.count].masked_fill_(rows[None, :, None], 0)
-        state.gram = torch.where(rows, self._empty_gram(now.z, state.gram.shape[0]), state.gram)
-        mixed = rows & ~state.plain
+        plain = (state.wait > 0) | (state.active == 0)  # whose last step was
+        if state.rings is not None:
+            for ring in (state.rings.dr, state.rings.df):
+                ring[:, : state.rings.count].masked_fill_(rows[:, None, None], 0)
+            empty = self._empty_gram(now.z, state.rings.gram.shape[1])
+            state.rings.gram = torch.where(rows[:, None, None], empty, state.rings.gram)
+        mixed = rows & ~plain
         state.failures = state.failures + mixed
-        state.wait = torch.where(mixed, 2**state.failures, torch.where(rows, state.wait.clamp_min(1), state.wait))
-        state.keep = torch.where((rows & state.plain)[:, None], state.keep / 2, state.keep)
-        state.damped = True
+        wait = torch.where(mixed, 2**state.failures + 1, state.wait.clamp_min(2))
+        state.wait = torch.where(rows, wait, state.wait)
+        state.keep = torch.where((rows & plain)[:, None], state.keep / 2, state.keep)
+        state.damped = state.waiting = True
         if state.last is not None:  # so that the next difference is zero, and has no weight
             state.last = now.where(rows, state.last)
 
     def select(self, state: _History, rows: Tensor) -> _History:  # noqa: D102
+        rings = state.rings
         return replace(
             state,
-            dr=state.dr[:, rows],
-            df=state.df[:, rows],
-            gram=state.gram[:, :, rows],
             keep=state.keep[rows],
             wait=state.wait[rows],
             failures=state.failures[rows],
-            plain=state.plain[rows],
             active=state.active[rows],
+            awake=state.awake[rows.cpu().numpy()],
             last=None if state.last is None else state.last.take(rows),
+            rings=None if rings is None else rings.select(rows),
         )
+
+
+def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros of that shape; on the CPU memory is not touched before it is used, which may be never."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(shape, dtype=like.detach().numpy().dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
@@ -71,6 +71,10 @@ class Solver(ABC):
         solution = self.run(f, z0, fz0=fz0)
         warn_unconverged(solution, self, what="fixed point", remedies=self.remedies)
         return solution
+
+    def at_least(self, rtol: float) -> Solver:
+        """This solver with a relative tolerance of at least ``rtol``."""
+        return replace(self, rtol=max(self.rtol, rtol))
 
     @abstractmethod
     def run(self, f: Callable[[Any], Any], z0: Any, *, fz0: Any = None) -> Solution:

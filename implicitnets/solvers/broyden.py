@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from .loop import Iterate
 from .packed import PackedMap
 from .window import combine, inner
 
-__all__ = ["Broyden"]
+__all__ = ["Broyden", "InverseKept"]
 
 
 @dataclass
@@ -99,3 +99,65 @@ class Broyden(Iterative[_Inverse]):
         last = None if state.last is None else state.last.take(rows)
         direction = None if state.direction is None else state.direction[rows]
         return _Inverse(state.u[:, rows], state.v[:, rows], state.keep[rows], state.count, last, direction)
+
+    def keeping_inverse(self) -> InverseKept:
+        """The same solver, which remembers of its next run the H that each sample ended with."""
+        return InverseKept(**{option.name: getattr(self, option.name) for option in fields(self)})
+
+
+class _Ends:
+    """The H of each sample of a run at its end: in ``state`` while it is at work, in u and v from then on."""
+
+    def __init__(self, state: _Inverse) -> None:
+        self.state = state
+        self.u, self.v = torch.zeros_like(state.u), torch.zeros_like(state.v)
+        self.sample = torch.arange(state.u.shape[1], device=state.u.device)  # whose row of the state it is
+        self.closed = torch.zeros_like(self.sample, dtype=torch.bool)
+
+    def save(self, state: _Inverse) -> None:
+        """Copy the H of all rows, save of those that have come to their end before."""
+        mine = ~self.closed[self.sample]
+        for kept, ring in ((self.u, state.u), (self.v, state.v)):
+            kept[:, self.sample[mine]] = 0.0
+            kept[: state.count, self.sample[mine]] = ring[: state.count, mine]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseKept(Broyden):
+    """Broyden's method, with the approximate inverse of I − f'(z) of each sample of the last run."""
+
+    _ends: list[_Ends] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def init(self, z: Tensor) -> _Inverse:  # noqa: D102
+        state = super().init(z)
+        self._ends[:] = [_Ends(state)]
+        return state
+
+    def step(self, f: PackedMap, now: Iterate, state: _Inverse) -> Tensor:  # noqa: D102
+        (ends,), (residual, scale) = self._ends, now.norms.double()
+        finished = residual <= self.atol + self.rtol * scale  # and in the batch only because others are not
+        if state.count == state.u.shape[0]:  # all start anew
+            ends.save(state)
+            ends.closed[ends.sample[finished]] = True
+        z = super().step(f, now, state)
+        if state.count:  # who has finished learns nothing more, as if it had left
+            state.u[state.count - 1].masked_fill_(finished[:, None], 0)
+        return z
+
+    def select(self, state: _Inverse, rows: Tensor) -> _Inverse:  # noqa: D102
+        (ends,) = self._ends
+        ends.save(state)
+        ends.sample, ends.state = ends.sample[rows], super().select(state, rows)
+        return ends.state
+
+    def transposed_inverse_times(self, s: Tensor) -> Tensor:
+        """Hᵀ s for a matrix ``(batch, size)``, with the H that each sample of the last run ended with.
+
+        Raises:
+            ValueError: If there was no run of such a batch.
+        """
+        if not self._ends or self._ends[0].u.shape[1:] != s.shape:
+            raise ValueError(f"there was no run of a batch of shape {tuple(s.shape)} whose inverses could be used")
+        (ends,) = self._ends
+        ends.save(ends.state)
+        return _Inverse(ends.u, ends.v, s, ends.u.shape[0]).transposed_times(s)

@@ -1,8 +1,8 @@
-"""The one loop that runs all solvers, and the iterate that it hands to their steps."""
+"""The one loop that runs all solvers."""
 
 from __future__ import annotations
 
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -10,53 +10,18 @@ from torch import Tensor
 
 from ..solution import Solution, Status
 from . import native
+from .iterate import Best, Iterate, Mask, Vector
 from .packed import PackedMap
 
 __all__ = ["Iterate", "Loop"]
-
-Vector = np.ndarray[Any, np.dtype[np.float64]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 DIVERGED = 10.0
 """A sample has diverged, not merely run out of steps, if its residual ends above this multiple of the start's."""
 DROP = 0.1
 """Finished samples are dropped from the batch when they are at least this share of it, and if that pays."""
+PRICE = 2**16
+"""What dropping costs by itself, as the number of state entries that could be evaluated in that time."""
 StateT = TypeVar("StateT")
-
-
-class Iterate(NamedTuple):
-    """A point with the value of the map there; a row for each sample that is still in the batch."""
-
-    z: Tensor
-    fz: Tensor
-    r: Tensor
-    """f(z) − z."""
-    norms: Tensor
-    """‖f(z) − z‖ and ‖f(z)‖ of each row, shape (rows, 2)."""
-
-    @classmethod
-    def at(cls, z: Tensor, fz: Tensor) -> Iterate:
-        """The iterate of a point and the value there."""
-        z, fz = z.contiguous(), fz.contiguous()
-        if native.fits(z):
-            return cls(z, fz, *native.residual(z, fz))
-        r = fz - z
-        norms = torch.stack((torch.linalg.vector_norm(r, dim=1), torch.linalg.vector_norm(fz, dim=1)), 1)
-        return cls(z, fz, r, norms)
-
-    def where(self, mask: Tensor, other: Iterate) -> Iterate:
-        """This iterate in the rows where ``mask`` is true, ``other`` elsewhere."""
-        rows = mask[:, None]
-        return Iterate(*(torch.where(rows, mine, theirs) for mine, theirs in zip(self, other, strict=True)))
-
-    def take(self, rows: Tensor) -> Iterate:
-        """The rows (int64 indices) alone."""
-        return Iterate(*(matrix[rows] for matrix in self))
-
-    def host_norms(self) -> tuple[Vector, Vector]:
-        """‖f(z) − z‖ and ‖f(z)‖ of each row, in NumPy."""
-        residual, scale = self.norms.cpu().numpy().T.astype(np.float64)
-        return residual, scale
 
 
 class Steps(Protocol[StateT]):
@@ -90,16 +55,18 @@ class Loop(Generic[StateT]):
     def __init__(self, solver: Steps[StateT], f: PackedMap, z: Tensor) -> None:
         batch = z.shape[0]
         self.solver, self.f, self.z, self.state = solver, f, z, solver.init(z)
+        self.now: Iterate
         self.step = 0
         self.droppable = True
-        self.horizon = torch.finfo(z.dtype).eps ** -0.75
         # by row of the matrices
         self.sample = np.arange(batch)  # whose row it is
         self.done = np.zeros(batch, dtype=bool)  # finished, but still in the batch
+        self.finished = 0  # how many those are
+        self.best = Best(batch)
         self.least = np.full(batch, np.inf)  # residual of the best iterate
-        self.start = np.zeros(batch)  # the scale that growth is measured against
+        self.horizon = np.full(batch, np.inf)  # of ‖f(z)‖: further out a tolerance relative to it means nothing
         # by sample
-        self.value = torch.empty_like(z)
+        self.value: Tensor | None = None  # of those who were dropped
         self.residual = np.full(batch, np.nan)
         self.steps = np.zeros(batch, dtype=np.int64)
         self.status = np.zeros(batch, dtype=np.int64)
@@ -107,115 +74,135 @@ class Loop(Generic[StateT]):
 
     def measure(self) -> bool:
         """Evaluate f at z, settle the samples that are finished, and say whether any is not."""
-        solver = self.solver
-        self.now = Iterate.at(self.z, self.f(self.z))
-        if np.count_nonzero(self.done):  # they stand still, and no step should look at how they converge
-            self.now.norms.masked_fill_(self._device(self.done)[:, None], 0)
-        residual, scale = self.now.host_norms()
-        self.current = residual
+        last = self.now if self.step else None
+        self.now = now = self._evaluate()
         if self.step == 0:
-            self.best, self.first = self.now, residual
-            self.start = np.where(np.isfinite(residual + scale), np.maximum(residual, scale), 0.0)
-        if solver.record:
-            self._record()
-        live = ~self.done
+            self._begin()
+        if not self.steady or self.step == self.solver.rounds or self.solver.record:
+            return self._judge(last)
+        self.least = now.host_norms()[0]
+        if last is not None and self.best.kept is not None:
+            self.best.update(last, ~self.done)
+        return self.done.size > 0
+
+    def _evaluate(self) -> Iterate:
+        """The iterate at z; it is steady if everybody improves, and nobody is finished or lost."""
+        solver, z = self.solver, self.z.contiguous()
+        fz = self.f(self.z).contiguous()
+        if native.fits(z):
+            norms, usual = native.measure(z, fz, (solver.atol, solver.rtol), (self.least, self.horizon))
+            now = Iterate(z, fz, host=norms)
+        else:
+            now = Iterate.at(z, fz)
+            residual, scale = now.host_norms()
+            met = residual <= self._limit(scale)
+            usual = int(np.count_nonzero((residual < self.least) & ~met & (scale <= self.horizon)))
+        self.steady = usual == z.shape[0] and not self.finished
+        return now
+
+    def _limit(self, scale: Vector) -> Vector:
         with np.errstate(invalid="ignore"):
-            self.limit = solver.atol + solver.rtol * scale
-            converged = (residual <= self.limit) & live
-        far = (scale > self.start * self.horizon) & live  # so far out a tolerance relative to f(z) means nothing
-        improved = residual < self.least
-        self.steady = bool(np.count_nonzero(improved | self.done) == live.size)
-        if self.steady and not np.count_nonzero(converged | far) and self.step < solver.rounds:
-            self.best, self.least = self.now, residual  # the usual iteration: everybody improves, nobody is lost
-            return live.size > 0
-        converged &= np.isfinite(residual) & ~far
-        self._keep_best((improved & ~far) | converged)
+            return self.solver.atol + self.solver.rtol * scale
+
+    def _begin(self) -> None:
+        residual, scale = self.now.host_norms()
+        self.first = residual
+        self.start = np.where(np.isfinite(residual + scale), np.maximum(residual, scale), 0.0)
+        self.horizon = self.start * torch.finfo(self.z.dtype).eps ** -0.75
+
+    def _judge(self, last: Iterate | None) -> bool:
+        """Settle the samples that are finished; whether any is not."""
+        solver, live = self.solver, ~self.done
+        if self.finished:
+            self.now.settle(self.done)
+        residual, scale = self.now.host_norms()
+        self.limit = self._limit(scale)
+        if solver.record:
+            self._record(residual)
+        finite = np.isfinite(residual)
+        far = (scale > self.horizon) & live
+        converged = (residual <= self.limit) & finite & live & ~far
+        improved = ((residual < self.least) & live & ~far) | converged
+        if last is not None:
+            self.best.update(last, improved)
+        self.least = np.where(improved, residual, self.least)
         finished = converged | far | (self.step == solver.rounds)
         if solver.growth is None or self.step == 0:
-            finished |= ~np.isfinite(residual)
-        self._settle(finished & live, converged, far)
-        return not self.done.all()
+            finished |= ~finite
+        self._settle(finished & live, residual, converged, far)
+        return self.finished < self.done.size
 
     def advance(self) -> None:
         """Go to the next point: drop who is finished, send back who went astray, and step."""
-        finished = int(np.count_nonzero(self.done))
-        if finished >= DROP * self.done.size and self.droppable and self._dropping_pays(finished):
-            finished = self._drop(finished)
+        if self.finished >= DROP * self.done.size and self.droppable and self._dropping_pays():
+            self._drop()
         if self.solver.growth is not None and not self.steady:
-            astray = ~(self.current <= self.solver.growth * self.least) & ~self.done
+            residual = self.now.host_norms()[0]
+            astray = ~(residual <= self.solver.growth * self.least) & ~self.done
             if np.count_nonzero(astray):
-                rows = self._device(astray)
-                self.now = self.best.where(rows, self.now)
-                self.solver.forget(self.state, rows, self.now)
+                self.now = self.best.restore(self.now, astray)
+                self.solver.forget(self.state, self._device(astray), self.now)
         z = self.solver.step(self.f, self.now, self.state)
-        self.z = torch.where(self._device(self.done)[:, None], self.best.z, z) if finished else z
+        self.z = self.best.freeze(self.now, self.done, z) if self.finished else z
         self.step += 1
 
     def solution(self) -> Solution:
         """The record of what was found."""
-        self._write(np.arange(self.sample.size))
-        layout, device = self.f.layout, self.value.device
+        layout, value = self.f.layout, self._value()
         trace = torch.from_numpy(np.stack(self.trace)) if self.trace else None
         return Solution(
-            value=layout.tree(layout.unpack(self.value)),
-            residual=torch.from_numpy(self.residual).to(device, self.value.dtype),
-            steps=torch.from_numpy(self.steps).to(device),
-            status=torch.from_numpy(self.status).to(device),
+            value=layout.tree(layout.unpack(value)),
+            residual=torch.from_numpy(self.residual).to(value.device, value.dtype),
+            steps=torch.from_numpy(self.steps).to(value.device),
+            status=torch.from_numpy(self.status).to(value.device),
             evaluations=self.f.evaluations,
-            trace=None if trace is None else trace.to(device, self.value.dtype),
+            trace=None if trace is None else trace.to(value.device, value.dtype),
         )
 
-    def _keep_best(self, improved: Mask) -> None:
-        if (improved | self.done).all():
-            self.best = self.now
-        elif improved.any():
-            self.best = self.now.where(self._device(improved), self.best)
-        self.least = np.where(improved, self.current, self.least)
-
-    def _record(self) -> None:
+    def _record(self, residual: Vector) -> None:
         seen = self.residual.copy()
-        seen[self.sample[~self.done]] = self.current[~self.done]
+        seen[self.sample[~self.done]] = residual[~self.done]
         self.trace.append(seen)
 
-    def _settle(self, finished: Mask, converged: Mask, far: Mask) -> None:
+    def _settle(self, finished: Mask, residual: Vector, converged: Mask, far: Mask) -> None:
         if not np.count_nonzero(finished):
             return
-        verdict = np.where(far | (self.current > DIVERGED * self.start), int(Status.DIVERGED), int(Status.MAX_STEPS))
-        verdict = np.where(np.isfinite(self.current), verdict, int(Status.NONFINITE))
+        verdict = np.where(far | (residual > DIVERGED * self.start), int(Status.DIVERGED), int(Status.MAX_STEPS))
+        verdict = np.where(np.isfinite(residual), verdict, int(Status.NONFINITE))
         verdict = np.where(converged, int(Status.CONVERGED), verdict)
         sample = self.sample[finished]
         self.status[sample] = verdict[finished]
-        self.residual[sample] = np.where(np.isfinite(self.least), self.least, self.current)[finished]
+        self.residual[sample] = np.where(np.isfinite(self.least), self.least, residual)[finished]
         self.steps[self.sample] = np.where(finished, self.solver.spent(self.state, self.step), self.steps[self.sample])
         self.done |= finished
+        self.finished = int(np.count_nonzero(self.done))
 
-    def _dropping_pays(self, finished: int) -> bool:
-        """Whether the rows that evaluations would be spared are twice those of the trial before the first drop."""
-        live = ~self.done
+    def _dropping_pays(self) -> bool:
+        """Whether it spares evaluations more than it costs, the trial before the first drop included."""
+        live, residual = ~self.done, self.now.host_norms()[0]
         with np.errstate(divide="ignore", invalid="ignore"):
-            to_go = np.log(self.current / self.limit)[live] / np.log(self.first / self.current)[live]
+            to_go = np.log(residual / self.limit)[live] / np.log(self.first / residual)[live]
         iterations = max(self.step, 1) * np.max(np.where(to_go > 0, to_go, np.inf))
-        return bool(iterations * finished > (0 if self.f.cut else 2 * np.count_nonzero(live)))
+        size = self.z.shape[1]
+        trial = 0 if self.f.cut else 2 * np.count_nonzero(live) * size
+        return bool(iterations * self.finished * size > PRICE + trial)
 
-    def _drop(self, finished: int) -> int:
-        keep = np.flatnonzero(~self.done)
-        rows = self._device(keep)
+    def _drop(self) -> None:
+        live = ~self.done
+        rows = self._device(np.flatnonzero(live))
         self.droppable = self.f.select(rows, self.now.z, self.now.fz)
         if not self.droppable:
-            return finished
-        self._write(np.flatnonzero(self.done))
-        self.now, self.best = self.now.take(rows), self.best.take(rows)
-        self.state = self.solver.select(self.state, rows)
-        for name in ("sample", "done", "least", "first", "start", "current", "limit"):
-            setattr(self, name, getattr(self, name)[keep])
-        return 0
+            return
+        self.value = self._value()
+        self.now, self.state, self.finished = self.now.take(rows), self.solver.select(self.state, rows), 0
+        self.best.select(live)
+        for name in ("sample", "done", "least", "first", "start", "horizon"):
+            setattr(self, name, getattr(self, name)[live])
 
-    def _write(self, rows: np.ndarray[Any, Any]) -> None:
-        """Put the best iterates of these rows where they belong in the value."""
-        if rows.size == self.value.shape[0]:
-            self.value.copy_(self.best.z)
-        else:
-            self.value[self._device(self.sample[rows])] = self.best.z[self._device(rows)]
+    def _value(self) -> Tensor:
+        """The best points of all samples, for those who were dropped as it was then."""
+        point = self.best.point(self.now)
+        return point if self.value is None else self.value.index_copy_(0, self._device(self.sample), point)
 
     def _device(self, array: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.value.device)
+        return torch.from_numpy(array).to(self.z.device)

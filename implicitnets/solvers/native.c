@@ -1,6 +1,7 @@
 /* The inner loops of the solvers for small states on the CPU, where the overhead of a tensor operation is more than
  * its work. Each function is compiled for float and for double; matrices are row-major, (rows, size), and sums are
- * accumulated in double. The same mathematics as tensor operations stand in base.py and anderson.py. */
+ * accumulated in double. The same mathematics as tensor operations stand in loop.py, iterate.py
+ * and anderson.py. */
 #ifndef REAL
 #include <math.h>
 #define MAX_MEMORY 32
@@ -21,27 +22,47 @@
 
 #else
 
-static inline __attribute__((always_inline)) double NAME(dot)(const REAL *a, const REAL *b, long size) {
-    REAL sum = 0;
-    double total = 0;
+/* <a, c> and <b, c>. */
+static inline __attribute__((always_inline)) void NAME(dots)(const REAL *a, const REAL *b, const REAL *c, long size,
+                                                             double *ac, double *bc) {
+    *ac = *bc = 0;
     for (long start = 0; start < size; start += 256) { /* short sums in REAL vectorize, and lose nothing */
         long end = start + 256 < size ? start + 256 : size;
-        sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (long i = start; i < end; i++) sum += a[i] * b[i];
-        total += sum;
+        REAL first = 0, second = 0;
+#pragma omp simd reduction(+ : first, second)
+        for (long i = start; i < end; i++) {
+            first += a[i] * c[i];
+            second += b[i] * c[i];
+        }
+        *ac += first;
+        *bc += second;
     }
-    return total;
 }
 
-/* r = fz - z; norms[row] = (|r|, |fz|). */
-CLONES void NAME(residual)(long rows, long size, const REAL *z, const REAL *fz, REAL *r, REAL *norms) {
-    for (long b = 0; b < rows; b++, z += size, fz += size, r += size) {
-#pragma omp simd
-        for (long i = 0; i < size; i++) r[i] = fz[i] - z[i];
-        norms[2 * b] = (REAL)sqrt(NAME(dot)(r, r, size));
-        norms[2 * b + 1] = (REAL)sqrt(NAME(dot)(fz, fz, size));
+/* norms = |fz - z| of each row, then |fz| of each row. Returns in how many rows the residual is below `least` but
+ * above the tolerance, and |fz| not beyond the horizon. */
+CLONES long NAME(measure)(long rows, long size, double atol, double rtol, const REAL *z, const REAL *fz,
+                          const double *least, const double *horizon, double *norms) {
+    long usual = 0;
+    for (long b = 0; b < rows; b++, z += size, fz += size) {
+        double residual = 0, scale = 0;
+        for (long start = 0; start < size; start += 256) {
+            long end = start + 256 < size ? start + 256 : size;
+            REAL first = 0, second = 0;
+#pragma omp simd reduction(+ : first, second)
+            for (long i = start; i < end; i++) {
+                REAL r = fz[i] - z[i];
+                first += r * r;
+                second += fz[i] * fz[i];
+            }
+            residual += first;
+            scale += second;
+        }
+        norms[b] = residual = sqrt(residual);
+        norms[rows + b] = scale = sqrt(scale);
+        usual += residual < least[b] && residual > atol + rtol * scale && scale <= horizon[b];
     }
+    return usual;
 }
 
 /* Solve the symmetric positive definite n x n system in place by Cholesky; a pivot lost to rounding drops its slot. */
@@ -66,55 +87,52 @@ static void NAME(cholesky_solve)(long n, double a[MAX_MEMORY][MAX_MEMORY], doubl
     }
 }
 
-/* One step of Anderson acceleration. dr, df: (memory, rows, size); gram: (memory, memory, rows); keep: (rows,), 1 minus
- * the damping; wait: (rows,), positive where nothing is to be mixed; active: (rows,), 0 where no difference is to be
- * kept. Writes the newest difference into `slot` and the next point into `out`. */
-CLONES void NAME(anderson)(long rows, long size, long memory, long slot, long used, double diagonal, double eps, double tiny,
-                    const REAL *r, const REAL *fz, const REAL *norms, const REAL *last_r, const REAL *last_fz,
-                    const REAL *keep, const REAL *wait, const REAL *active, REAL *dr, REAL *df, REAL *gram, REAL *out) {
+/* One step of Anderson acceleration from z, given the point before. dr, df: (rows, memory, size), since slots a power
+ * of two apart would fight for the same lines of the cache; gram: (rows, memory, memory); scale: (rows,), |fz|;
+ * keep: (rows,), 1 minus the damping; wait: (rows,), positive where nothing is to be mixed; active: (rows,), 0 where the
+ * history is empty and stays so. Writes the newest difference into `slot` and the next point into `out`. */
+CLONES void NAME(anderson)(long rows, long size, long memory, long slot, long used, double diagonal, double eps,
+                           double tiny, const REAL *z, const REAL *fz, const double *scale, const REAL *last_z,
+                           const REAL *last_fz, const REAL *keep, const REAL *wait, const REAL *active, REAL *dr,
+                           REAL *df, REAL *gram, REAL *out) {
     double matrix[MAX_MEMORY][MAX_MEMORY], gamma[MAX_MEMORY];
-    long slab = rows * size;
-    for (long b = 0; b < rows; b++) {
-        long at = b * size;
-        REAL *new_dr = dr + slot * slab + at, *new_df = df + slot * slab + at;
+    for (long b = 0; b < rows; b++, z += size, fz += size, last_z += size, last_fz += size, out += size,
+              dr += memory * size, df += memory * size, gram += memory * memory) {
+        REAL *new_dr = dr + slot * size, *new_df = df + slot * size;
         REAL damping = 1 - keep[b];
         if (active[b] == 0) {
-            for (long i = 0; i < size; i++) {
-                new_dr[i] = new_df[i] = 0;
-                out[at + i] = fz[at + i] - damping * r[at + i];
-            }
-            for (long j = 0; j < used; j++)
-                gram[(slot * memory + j) * rows + b] = gram[(j * memory + slot) * rows + b] =
-                    j == slot ? (REAL)diagonal : 0;
+            for (long i = 0; i < size; i++) out[i] = fz[i] - damping * (fz[i] - z[i]);
             continue;
         }
         for (long i = 0; i < size; i++) {
-            new_dr[i] = r[at + i] - last_r[at + i];
-            new_df[i] = last_fz[at + i] - fz[at + i];
+            out[i] = fz[i] - z[i]; /* r, for now */
+            new_dr[i] = out[i] - (last_fz[i] - last_z[i]);
+            new_df[i] = last_fz[i] - fz[i];
         }
-        double noise = eps * norms[2 * b + 1];
-        REAL scale = (REAL)(1 / fmax(sqrt(NAME(dot)(new_dr, new_dr, size) + noise * noise), tiny));
+        double square, unused, noise = eps * scale[b];
+        NAME(dots)(new_dr, new_dr, new_dr, size, &square, &unused);
+        REAL unit = (REAL)(1 / fmax(sqrt(square + noise * noise), tiny));
         for (long i = 0; i < size; i++) {
-            new_dr[i] *= scale;
-            new_df[i] *= scale;
+            new_dr[i] *= unit;
+            new_df[i] *= unit;
         }
         for (long j = 0; j < used; j++) {
-            const REAL *other = dr + j * slab + at;
-            REAL product = j == slot ? (REAL)diagonal : (REAL)NAME(dot)(other, new_dr, size);
-            gram[(slot * memory + j) * rows + b] = gram[(j * memory + slot) * rows + b] = product;
-            gamma[j] = wait[b] > 0 ? 0 : NAME(dot)(other, r + at, size);
+            double product, right;
+            NAME(dots)(new_dr, out, dr + j * size, size, &product, &right);
+            gram[slot * memory + j] = gram[j * memory + slot] = j == slot ? (REAL)diagonal : (REAL)product;
+            gamma[j] = wait[b] > 0 ? 0 : right;
         }
         for (long i = 0; i < used; i++)
-            for (long j = 0; j <= i; j++) matrix[i][j] = gram[(i * memory + j) * rows + b];
+            for (long j = 0; j <= i; j++) matrix[i][j] = gram[i * memory + j];
         NAME(cholesky_solve)(used, matrix, gamma);
-        for (long i = 0; i < size; i++) out[at + i] = fz[at + i] - damping * r[at + i];
+        for (long i = 0; i < size; i++) out[i] = fz[i] - damping * out[i];
         for (long j = 0; j < used; j++) {
-            const REAL *f = df + j * slab + at, *d = dr + j * slab + at;
+            const REAL *f = df + j * size, *d = dr + j * size;
             REAL c = (REAL)gamma[j], e = c * damping;
             if (damping == 0)
-                for (long i = 0; i < size; i++) out[at + i] += c * f[i];
+                for (long i = 0; i < size; i++) out[i] += c * f[i];
             else
-                for (long i = 0; i < size; i++) out[at + i] += c * f[i] + e * d[i];
+                for (long i = 0; i < size; i++) out[i] += c * f[i] + e * d[i];
         }
     }
 }

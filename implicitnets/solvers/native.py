@@ -17,13 +17,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["anderson", "fits", "library", "residual"]
+__all__ = ["anderson", "fits", "library", "measure"]
+
+Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 LARGE = 2**18
-"""From this many entries on, tensor operations, which use all cores, are faster (measured)."""
+"""From this many entries on, tensor operations are used where they have more than two threads: on one thread they
+take about twice as long as these loops (measured), which use one."""
 MAX_MEMORY = 32
 """As in native.c."""
 SOURCE = Path(__file__).with_name("native.c")
@@ -64,27 +68,37 @@ def fits(z: Tensor) -> bool:
     """Whether a matrix like ``z`` is for these functions."""
     return (
         z.device.type == "cpu"
-        and 0 < z.numel() < LARGE
+        and z.numel() > 0
+        and (z.numel() < LARGE or torch.get_num_threads() <= 2)
         and z.dtype in (torch.float32, torch.float64)
         and z.is_contiguous()
         and library() is not None
     )
 
 
-def _function(name: str, like: Tensor) -> Any:
-    return getattr(library(), f"{name}_f32" if like.dtype == torch.float32 else f"{name}_f64")
+@functools.cache
+def _function(name: str, dtype: torch.dtype, arguments: str) -> Any:
+    """A function of the library; ``arguments`` has a letter for each: long, double or pointer."""
+    function = getattr(library(), f"{name}_f32" if dtype == torch.float32 else f"{name}_f64")
+    kinds = {"l": ctypes.c_long, "d": ctypes.c_double, "p": ctypes.c_void_p}
+    function.argtypes, function.restype = [kinds[letter] for letter in arguments], ctypes.c_long
+    return function
 
 
-def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
+def measure(z: Tensor, fz: Tensor, limits: tuple[float, float], bounds: tuple[Vector, Vector]) -> tuple[Vector, int]:
+    """‖fz − z‖ and ‖fz‖ of each row, shape (2, rows), and how many rows are as usual.
 
+    These are the rows with least > ‖fz − z‖ > atol + rtol · ‖fz‖ and ‖fz‖ ≤ horizon.
 
-def residual(z: Tensor, fz: Tensor) -> tuple[Tensor, Tensor]:
-    """r = fz − z, and the norms of r and fz in each row, shape (rows, 2)."""
-    r, norms = torch.empty_like(z), z.new_empty((z.shape[0], 2))
-    rows, size = map(ctypes.c_long, z.shape)
-    _function("residual", z)(rows, size, *_pointers(z, fz, r, norms))
-    return r, norms
+    Args:
+        z: A point.
+        fz: The value there.
+        limits: atol and rtol.
+        bounds: least and horizon, by row.
+    """
+    norms = np.empty((2, z.shape[0]))
+    pointers = z.data_ptr(), fz.data_ptr(), *[array.ctypes.data for array in (*bounds, norms)]
+    return norms, _function("measure", z.dtype, "llddppppp")(*z.shape, *limits, *pointers)
 
 
 def anderson(
@@ -101,13 +115,15 @@ def anderson(
         slot: Where the newest difference goes.
         used: Slots in use, this one included.
         diagonal: Diagonal of the Gram matrix.
-        now: r, f(z), and the norms of both.
-        last: The previous r and f(z).
+        now: z, f(z), and the norm of the latter in each row, float64.
+        last: The previous z and f(z).
         history: keep, wait, active, dr, df and gram, as in ``anderson``.
     """
-    r, finfo = now[0], torch.finfo(now[0].dtype)
-    out = torch.empty_like(r)
-    sizes = map(ctypes.c_long, (*r.shape, history[-1].shape[0], slot, used))
-    constants = map(ctypes.c_double, (diagonal, finfo.eps, finfo.tiny))
-    _function("anderson", r)(*sizes, *constants, *_pointers(*now, *last, *history, out))
+    z, finfo = now[0], torch.finfo(now[0].dtype)
+    out = torch.empty_like(z)
+    _function("anderson", z.dtype, "lllll" + "ddd" + "p" * 12)(
+        *(*z.shape, history[-1].shape[1], slot, used),
+        *(diagonal, finfo.eps, finfo.tiny),
+        *[tensor.data_ptr() for tensor in (*now, *last, *history, out)],
+    )
     return out

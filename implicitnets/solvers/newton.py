@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..nonsmooth import Autograd, Selection
 from ..solution import Solution
 from .base import Iterative, Solver, require
 from .krylov import GMRES
@@ -22,21 +23,25 @@ class Newton(Iterative[None]):
     """z ← z + t d with (I − f'(z)) d = f(z) − z, solved by ``linear``, and t by backtracking.
 
     Products with f'(z) come from automatic differentiation, so no matrix is written out. Where f is not smooth,
-    f'(z) is the element of the Clarke Jacobian that autograd uses, and this is the semismooth Newton method (Qi
-    and Sun 1993), which ends after finitely many steps on piecewise linear maps.
+    f'(z) is the element of the Clarke Jacobian that ``selection`` says, and this is the semismooth Newton method (Qi
+    and Sun 1993). On a piecewise linear map it ends on the solution, up to rounding, with the first step from a point
+    whose pieces are those of the solution, if ``linear`` is exact: ``Newton(linear=Dense())``, or a Krylov method
+    of tight tolerance.
 
     Attributes:
         linear: Solver of the linear equation d = f'(z) d + (f(z) − z), which is a fixed point too, in units of
             the right-hand side. Its tolerance is the factor by which a step may at best reduce the residual.
         halvings: How often a step is halved at the most, until the residual falls.
+        selection: The derivative of f at its kinks.
 
     Raises:
-        TypeError: If linear is not a Solver.
+        TypeError: If linear is not a Solver, or selection not a Selection.
         ValueError: If halvings is negative.
     """
 
     linear: Solver = field(default_factory=lambda: GMRES(rtol=1e-3, max_steps=5))
     halvings: int = 8
+    selection: Selection = Autograd()
 
     remedies: ClassVar[str] = (
         "more steps (max_steps=), a tighter linear solver (linear=GMRES(rtol=1e-6)), or Anderson()"
@@ -46,10 +51,14 @@ class Newton(Iterative[None]):
         super().__post_init__()
         if not isinstance(self.linear, Solver):
             raise TypeError(f"Newton(linear={self.linear!r}): linear must be a Solver, e.g. linear=GMRES()")
+        if not isinstance(self.selection, Selection):
+            raise TypeError(
+                f"Newton(selection={self.selection!r}): selection must be a Selection, e.g. nonsmooth.Right()"
+            )
         require(self.halvings >= 0, self, "halvings", self.halvings, "at least 0")
 
     def step(self, f: PackedMap, now: Iterate, state: None) -> Tensor:  # noqa: D102
-        direction = solve_scaled(self.linear, f.jacobian_product(now.z), now.r).value
+        direction = solve_scaled(self.linear, f.jacobian_product(now.z, self.selection), now.r).value
         return self._search(f, now, direction)
 
     def _search(self, f: PackedMap, now: Iterate, direction: Tensor) -> Tensor:

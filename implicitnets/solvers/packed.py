@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..nonsmooth import Autograd, Selection
 from ..pytree import Layout, leaves, refuse_in_place, versions
 
 __all__ = ["Affine", "PackedMap", "Selectable"]
@@ -92,13 +93,15 @@ class PackedMap:
         size = torch.where(size > 0, size, torch.ones_like(size))
         return lambda v: (self.evaluate(torch.addcmul(z, v, size)) - fz) / size
 
-    def jacobian_product(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+    def jacobian_product(self, z: Tensor, selection: Selection = Autograd()) -> Callable[[Tensor], Tensor]:
         """The product v -> Jv with J = f'(z), by differentiating the vector-Jacobian product, which is linear.
 
         f is called once; a product then costs about as much as a backward pass. At a kink J is the element of
-        the Clarke Jacobian that autograd uses.
+        the Clarke Jacobian that ``selection`` says.
         """
-        with torch.enable_grad():
+        if isinstance(self.f, Affine):
+            return self.differential(z, z)
+        with torch.enable_grad(), selection.active():
             point = z.detach().requires_grad_()
             out = self.evaluate(point)
             if not out.requires_grad:

@@ -1,0 +1,21 @@
+"""What can be measured and proved of a model: Jacobians at an equilibrium, invertibility."""
+
+from __future__ import annotations
+
+from .invertibility import invertibility
+from .jacobian import jacobian_frobenius, spectral_norm
+from .ladder import Invertibility, SingularElement
+from .slopes import activation_slopes
+from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
+
+__all__ = [
+    "DominantEigenvalue",
+    "Invertibility",
+    "SingularElement",
+    "activation_slopes",
+    "dominant_eigenvalue",
+    "invertibility",
+    "jacobian_frobenius",
+    "spectral_norm",
+    "spectral_radius",
+]

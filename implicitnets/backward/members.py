@@ -1,0 +1,61 @@
+"""The tensors that the modules in f hold when it is first called.
+
+``functional_call`` and sharding put others in their place for the time of a forward pass only, while f is called again
+when a gradient is taken.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+__all__ = ["Members", "as_written"]
+
+
+class Members:
+    """What the modules that f is, or calls, hold at its first call."""
+
+    def __init__(self, f: Any) -> None:
+        owner = getattr(f, "__self__", f)
+        self._modules: dict[nn.Module, None] = dict.fromkeys(owner.modules()) if isinstance(owner, nn.Module) else {}
+        self._held: list[tuple[Mapping[str, Tensor | None], str, Tensor]] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Inside, note what modules are called, and at the end what they hold."""
+        hook = register_module_forward_pre_hook(self._note)
+        try:
+            with as_written():
+                yield
+        finally:
+            hook.remove()
+        for module in self._modules:
+            for held in (module._parameters, module._buffers):
+                self._held += [(held, name, tensor) for name, tensor in held.items() if tensor is not None]
+
+    def moved(self) -> list[tuple[Tensor, Tensor]]:
+        """The tensors that are now where others were, and those others."""
+        now = [(held.get(name), tensor) for held, name, tensor in self._held]
+        return [(other, tensor) for other, tensor in now if other is not None and other is not tensor]
+
+    def _note(self, module: nn.Module, _: Any) -> None:
+        if module not in self._modules:
+            self._modules.update(dict.fromkeys(module.modules()))
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Inside, what is compiled runs as it was written: hooks and modes would become part of its graph."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*global hooks on modules", UserWarning)
+        yield

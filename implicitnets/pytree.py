@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -13,8 +13,11 @@ from torch.utils import _pytree
 
 __all__ = ["Layout", "leaves", "rebuild", "refuse_in_place", "versions"]
 
-rebuild = _pytree.tree_map
-"""Apply a function to every leaf and keep the structure."""
+def rebuild(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """Apply a function to every leaf, and keep the structure."""
+    if isinstance(tree, Tensor):  # as a rule, and this is a tenth of the time
+        return function(tree, *others)
+    return _pytree.tree_map(function, tree, *others)
 
 
 def leaves(tree: Any) -> list[Any]:

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -27,14 +29,15 @@ def pages():
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
-def test_code_runs(page):
-    text, names = page.read_text(encoding="utf-8"), {"__name__": page.stem}
+def test_code_runs(page, monkeypatch):
+    text, module = page.read_text(encoding="utf-8"), ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)  # where Dynamo looks for what the code has defined
     for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start("code"))
         code = compile("\n" * line + block["code"], str(page), "exec")  # so that errors name the line of the page
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(code, names)
+            exec(code, vars(module))
         if block["printed"] is not None:
             assert printed.getvalue() == block["printed"]
 

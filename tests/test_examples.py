@@ -26,6 +26,11 @@ def test_example_runs(example):
     assert run("-W", "error", str(example), "--quick")
 
 
+def test_nonsmooth_experiments_draw_their_figures(tmp_path):
+    run("-W", "error", "examples/nonsmooth", "--quick", "--out", str(tmp_path))
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"network", "lasso", "quadratic", "cycle", "lorenz"}
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_is_short(example):
     assert len(example.read_text(encoding="utf-8").splitlines()) < 100

@@ -1,11 +1,12 @@
-"""Gradient descent that runs in a circle for ever (Bolte, Le, Pauwels and Silveti-Falls 2021, section 5).
+"""Gradient descent that runs in a circle for ever (Bolte, Le, Pauwels and Silveti-Falls 2021).
 
-The problem is min (x − a)² + 4 (y − b)² over p = (x, y), where s = (a, b) maximizes (a + b) h(p), h(p) = −3x + y + 2, over
-the box [0, 3] × [0, 5]. The layer is the projected gradient iteration s = P(s + K h(p) (1, 1)). Off the line h = 0 it
-stands in a corner of the box, where its derivative is zero: descent goes to that corner, which lies beyond the line, where
-the other corner is the solution. On the line every s is a solution, and I − J is singular.
+The problem is min (x − a)² + 4 (y − b)² over p = (x, y), where s = (a, b) maximizes (a + b) h(p) over the box
+[0, 3] × [0, 5], with h(p) = −3x + y + 2. The layer is the projected gradient iteration s = P(s + K h(p) (1, 1)). Off
+the line h = 0 its solution stands in a corner of the box, and its derivative is zero. So descent goes straight to that
+corner. But the corner is beyond the line, where the other one is the solution. On the line every s is a solution, and
+I − J is singular.
 
-The regular twin maximizes (a + b) h(p) − ε/2 ‖s‖². Its I − J is invertible everywhere, and descent finds the minimum.
+The regular twin maximizes (a + b) h(p) − ε/2 ‖s‖². Its I − J is invertible everywhere, and descent comes to rest.
 """
 
 import torch
@@ -78,7 +79,7 @@ def flow(p, t, corner):
 
 
 def limit_cycle(rounds=20):
-    """The limit cycle of the gradient flow: where it crosses h = 0 upwards and downwards, and how long each half takes."""
+    """Where the limit cycle of the gradient flow crosses h = 0, up and down, and how long each half takes."""
     up, low = torch.tensor([0.5, -0.5], dtype=torch.float64), torch.zeros_like(UPPER)
     for _ in range(rounds):  # the return map is a contraction
         rise = _return(up, UPPER)
@@ -94,10 +95,13 @@ def _return(p, corner):
 
 def main(quick):
     starts = torch.tensor([[0.0, 4.0], [3.0, 0.0]], dtype=torch.float64)
-    points, losses = descend(starts, 150 if quick else 600)
-    twin, twin_losses = descend(starts, 150 if quick else 600, eps=1.0)
+    points, losses = descend(starts, 80 if quick else 600)
+    twin, twin_losses = descend(starts, 80 if quick else 600, eps=1.0)
     up, down, rise, fall = limit_cycle()
-    print(f"  the flow's cycle crosses h = 0 at {up.numpy().round(6)} and {down.numpy().round(6)}, period {rise + fall:.6f}")
+    print(
+        f"  the flow's cycle crosses h = 0 at {up.numpy().round(6)} and {down.numpy().round(6)}, "
+        f"period {rise + fall:.6f}"
+    )
     print(f"  steps of descent from one upward crossing to the next: {crossings(points[:, 0])[0].diff().tolist()}")
     on_line = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
     for name, eps in (("layer", 0.0), ("regular twin", 1.0)):
@@ -118,7 +122,7 @@ def draw(points, losses, twin, twin_losses):
         left.plot(*points[0, k], "o", color=GRAY)
         left.plot(*twin[-1, k], "*", color=GREEN, ms=12)
     left.plot(*cycle.T, color=ORANGE, ls="--", label="limit cycle of the flow")
-    left.set(xlim=(-0.1, 3.1), ylim=(-0.6, 6.2))
+    left.set(xlim=(-0.1, 3.1), ylim=(-0.6, 7.4))
     left.legend(frameon=False, loc="upper left", fontsize=8)
     right.semilogy(losses[:, 0], color=BLUE, label="descent, I − J singular on h = 0")
     right.semilogy(twin_losses, color=GREEN, label=["descent, regular twin", None])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree
 
-from ..pytree import Layout, leaves, refuse_in_place, versions
+from ..pytree import Layout, leaves, rebuild, refuse_in_place, versions
 from ..solution import Solution
 from ..solvers import Solver
 from .capture import Substitution, capture, refuse_wrapped
@@ -66,7 +66,7 @@ class Restricted:
     def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], batch: int) -> None:
         self.f, self.inputs = f, tuple(inputs)
         # Decided once: a matrix must not be taken for data because the batch has shrunk to its size.
-        self.per_sample = _pytree.tree_map(partial(belongs, batch=batch), self.inputs)
+        self.per_sample = rebuild(partial(belongs, batch=batch), self.inputs)
 
     def __call__(self, z: Any) -> Any:
         return self.f(z, *self.inputs)
@@ -74,7 +74,7 @@ class Restricted:
     def select(self, rows: Tensor) -> Restricted:
         """The same for the samples ``rows``: inputs whose first axis is the batch are cut."""
         part = copy.copy(self)
-        part.inputs = _pytree.tree_map(lambda x, mine: x[rows] if mine else x, self.inputs, self.per_sample)
+        part.inputs = rebuild(lambda x, mine: x[rows] if mine else x, self.inputs, self.per_sample)
         return part
 
 
@@ -102,7 +102,7 @@ class Equation:
         device = leaves(z0)[0].device
         ranks = None if sync_group is None else Ranks.of(sync_group, self.layout, device)
         self.frame = Frame(self.layout, ranks=ranks)
-        self.z0: Any = _pytree.tree_map(torch.detach, z0)
+        self.z0: Any = rebuild(torch.detach, z0)
         self.operands: list[Tensor] = []
         self.surroundings, self.members = Surroundings(device), Members(f)
         self._fz0: Any = None
@@ -118,8 +118,8 @@ class Equation:
             rows = finite.reshape(-1, *[1] * (x.dim() - 1)) if isinstance(x, Tensor) else finite
             return torch.where(rows, x, value) if any(x is t for t in data) else x
 
-        self.inputs = _pytree.tree_map(cleared, self.inputs)
-        self.z0 = _pytree.tree_map(partial(cleared, value=torch.nan), self.z0)
+        self.inputs = rebuild(cleared, self.inputs)
+        self.z0 = rebuild(partial(cleared, value=torch.nan), self.z0)
 
     def watch(self) -> bool:
         """Evaluate f at z0 once and find its operands; whether a derivative may be asked for any of them."""
@@ -136,7 +136,7 @@ class Equation:
         self.surroundings.complete(seen.updated)
         self._watched = 1
         traced = any(map(is_traced, (*state, *self.operands)))
-        self._fz0 = None if traced else _pytree.tree_map(torch.detach, seen.value)
+        self._fz0 = None if traced else rebuild(torch.detach, seen.value)
         return traced or (torch.is_grad_enabled() and any(t.requires_grad for t in self.operands))
 
     def solve(self, solver: Solver, z0: Any = None, operands: Sequence[Tensor] | None = None) -> Solution:

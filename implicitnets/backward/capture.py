@@ -7,7 +7,7 @@ call left proves that nothing was missed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,7 +65,7 @@ class _Watch(TorchFunctionMode):
         self.inside = {id(t): t for t in state}  # made inside; kept alive, so that an id is that of one tensor
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
         self.mixes = False
-        self.differentiating = torch.is_grad_enabled() or under_transform()
+        self.recording, self.transformed = torch.is_grad_enabled(), under_transform()
         self.start = _clock()
 
     def __torch_function__(
@@ -78,17 +78,19 @@ class _Watch(TorchFunctionMode):
         if func is functional.batch_norm:
             self.mixes |= bool((kwargs or {}).get("training", args[5] if len(args) > 5 else False))
         changes = _may_change(func)
-        if not self.differentiating and not changes:
+        if not (self.recording or self.transformed or changes):
             return func(*args, **(kwargs or {}))
         for tensor in _tensors((args, kwargs)):
             if id(tensor) in self.found or id(tensor) in self.inside:
                 continue
-            if (tensor.requires_grad and _older(tensor, self.start)) or is_traced(tensor):
+            recorded = tensor.requires_grad and _older(tensor, self.start)
+            if recorded or (self.transformed and is_traced(tensor)):
                 self.found[id(tensor)] = tensor
             elif changes and not tensor.requires_grad and id(tensor) not in self.before:
                 self.before[id(tensor)] = (tensor, tensor.detach().clone())
         out = func(*args, **(kwargs or {}))
-        self.inside.update((id(t), t) for t in _tensors(out) if id(t) not in self.found)
+        if self.transformed or changes:  # else autograd's clock tells what was made inside
+            self.inside.update((id(t), t) for t in _tensors(out) if id(t) not in self.found)
         return out
 
     def updated(self) -> list[tuple[Tensor, Tensor]]:
@@ -160,15 +162,20 @@ def _older(tensor: Tensor, start: int) -> bool:
     return tensor.grad_fn is None or tensor.grad_fn._sequence_nr() <= start
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return []
+    found: list[Tensor] = []
+    for item in value:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (tuple, list, dict)):
+            found += _tensors(item)
+    return found
 
 
 def _outside(outputs: Sequence[Tensor], start: int, known: Collection[Tensor]) -> list[Tensor]:

@@ -37,6 +37,11 @@ class Frame:
         """Whether there is nothing to reshape."""
         return not self.copies and not self._merged
 
+    @property
+    def plain(self) -> bool:
+        """Whether the only leaf is that matrix already."""
+        return self.natural and self.layout.plain
+
     def copied(self, size: int) -> Frame:
         """With one more axis in front.
 

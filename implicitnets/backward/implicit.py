@@ -7,8 +7,9 @@ with operands (z, θ, g), a derivative of the backward is the same Function once
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 from ..nonsmooth import Autograd, Selection
 from ..pytree import leaves
 from ..solution import Solution
-from ..solvers import GMRES, Solver
+from ..solvers import Solver
 from .base import Backward, Equation, Report
-from .problems import Adjoint, Forward, Linearization, Problem, Tangent
+from .linear import Adjoint, Linearization, Tangent
+from .problems import Forward, Problem
 from .surroundings import without_autocast
 from .transforms import forward_mode, is_traced, jvp, primal, refuse_batched, vjp
 
@@ -41,7 +43,8 @@ class Implicit(Backward):
     Silveti-Falls 2021, theorem 2).
 
     Attributes:
-        solver: Solver of the linear equation.
+        solver: Solver of the linear equation. None stands for ``Dense()`` where the state is small (up to 64 entries,
+            depending on the batch), and ``GMRES()`` elsewhere.
         selection: The element of the Clarke Jacobian at a kink.
         unconverged: What a sample that did not converge, forward or backward, adds to a gradient: what was found
             ("warn"), or nothing ("mask"), also where its data are not finite. There is a warning either way.
@@ -54,13 +57,13 @@ class Implicit(Backward):
         ValueError: If another option is none of these.
     """
 
-    solver: Solver = field(default_factory=GMRES)
+    solver: Solver | None = None
     selection: Selection = Autograd()
     unconverged: Literal["warn", "mask"] = "warn"
     contraction: float | Literal["unknown"] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.solver, Solver):
+        if self.solver is not None and not isinstance(self.solver, Solver):
             shown = self.solver.__name__ if isinstance(self.solver, type) else repr(self.solver)
             raise TypeError(f"Implicit(solver={shown}): solver must be a Solver, e.g. Implicit(solver=GMRES())")
         if not isinstance(self.selection, Selection):
@@ -133,6 +136,10 @@ class _FixedPoint(torch.autograd.Function):
         mapped, moved = problem.mapped(info.batch_size, axes, info.randomness, moved)
         out = _fixed_point(mapped, *moved)
         return out, (0,) * len(out)
+
+
+# PyTorch asks for the signature at each call, and working it out takes a twentieth of a small solve.
+_FixedPoint.forward.__signature__ = inspect.signature(_FixedPoint.forward)  # type: ignore[attr-defined]
 
 
 def _fixed_point(problem: Problem, *operands: Tensor) -> tuple[Tensor, ...]:

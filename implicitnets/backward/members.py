@@ -29,13 +29,14 @@ class Members:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Inside, note what modules are called, and at the end what they hold."""
-        hook = register_module_forward_pre_hook(self._note)
+        """Inside, note what modules are called, unless f is one, and at the end what they hold."""
+        hook = None if self._modules else register_module_forward_pre_hook(self._note)
         try:
             with as_written():
                 yield
         finally:
-            hook.remove()
+            if hook is not None:
+                hook.remove()
         for module in self._modules:
             for held in (module._parameters, module._buffers):
                 self._held += [(held, name, tensor) for name, tensor in held.items() if tensor is not None]

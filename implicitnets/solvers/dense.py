@@ -39,17 +39,9 @@ class Dense(Iterative[_Matrix]):
 
     def step(self, f: PackedMap, now: Iterate, state: _Matrix) -> Tensor:  # noqa: D102
         if state.matrix is None:
-            state.matrix = self._write_out(f, now)
+            identity = torch.eye(now.z.shape[1], dtype=now.z.dtype, device=now.z.device)
+            state.matrix = identity - f.matrix(now.z, now.fz)
         return now.z + solve_dense(state.matrix, now.r)
-
-    def _write_out(self, f: PackedMap, now: Iterate) -> Tensor:
-        jacobian = f.differential(now.z, now.fz)
-        matrix = now.z.new_empty((*now.z.shape, now.z.shape[1]))
-        for j in range(now.z.shape[1]):
-            unit = torch.zeros_like(now.z)
-            unit[:, j] = 1
-            matrix[:, :, j] = unit - jacobian(unit)
-        return matrix
 
     def select(self, state: _Matrix, rows: Tensor) -> _Matrix:  # noqa: D102
         return _Matrix(None if state.matrix is None else state.matrix[rows])

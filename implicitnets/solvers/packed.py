@@ -11,7 +11,7 @@ from torch import Tensor
 from ..nonsmooth import Autograd, Selection
 from ..pytree import Layout, leaves, refuse_in_place, versions
 
-__all__ = ["Affine", "PackedMap", "Selectable"]
+__all__ = ["Affine", "PackedMap", "Selectable", "WrittenOut"]
 
 
 @runtime_checkable
@@ -20,6 +20,15 @@ class Selectable(Protocol):
 
     def select(self, rows: Tensor) -> Callable[[Any], Any]:
         """The map of the samples ``rows`` (int64 indices) alone."""
+        ...
+
+
+@runtime_checkable
+class WrittenOut(Protocol):
+    """A linear map that can write out its matrices faster than column by column."""
+
+    def matrix(self, like: Tensor) -> Tensor | None:
+        """The matrix of each row, ``(rows, size, size)``, for points ``like`` this; None if it can't after all."""
         ...
 
 
@@ -92,6 +101,21 @@ class PackedMap:
         size = torch.linalg.vector_norm(fz, dim=1, keepdim=True)
         size = torch.where(size > 0, size, torch.ones_like(size))
         return lambda v: (self.evaluate(torch.addcmul(z, v, size)) - fz) / size
+
+    def matrix(self, z: Tensor, fz: Tensor) -> Tensor:
+        """The Jacobian of an *affine* map, (rows, size, size), given its value ``fz`` at ``z``."""
+        rows, size = z.shape
+        if isinstance(self.f, Affine) and isinstance(self.f.linear, WrittenOut):
+            whole = self.f.linear.matrix(z)
+            if whole is not None:
+                self.evaluations += size
+                return whole
+        product, matrix = self.differential(z, fz), z.new_empty(rows, size, size)
+        for j in range(size):
+            unit = torch.zeros_like(z)
+            unit[:, j] = 1
+            matrix[:, :, j] = product(unit)
+        return matrix
 
     def jacobian_product(self, z: Tensor, selection: Selection = Autograd()) -> Callable[[Tensor], Tensor]:
         """The product v -> Jv with J = f'(z), by differentiating the vector-Jacobian product, which is linear.

@@ -1,0 +1,169 @@
+"""The equations of derivatives, w = Jᵀw + g and w = Jw + g, with J = ∂f/∂z of another problem.
+
+They are fixed-point equations too, so their own derivatives lead to such equations again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..solution import warn_unconverged
+from ..solvers import GMRES, Dense, Solver
+from ..solvers.newton import solve_scaled
+from .error import error_bound, estimate_error
+from .frame import Frame
+from .problems import Axes, Forward, Problem, Tensors, copies
+from .sync import together
+from .transforms import jvp, vjp
+
+__all__ = ["Adjoint", "Linearization", "Tangent"]
+
+SMALL, LITTLE = 64, 2**22
+"""Up to this size of a state, and this many multiplications for all rows, a dense solve is faster (measured on the CPU:
+benchmarks/adjoint.py)."""
+COLUMNS = 64
+"""So many columns of a matrix are computed at once, which bounds the memory."""
+
+
+class _LinearProblem(Problem):
+    """w = Mw + g with M made of J = ∂f/∂z of another problem; the operands are (z, θ, g)."""
+
+    def __init__(self, of: Problem) -> None:
+        self.of, self.rule, self.frame = of, of.rule, of.frame
+
+    @property
+    def root(self) -> Forward:
+        return self.of.root
+
+    def split(self, operands: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+        n = len(self.frame.layout.shapes)
+        return operands[:n], operands[n : len(operands) - n], operands[len(operands) - n :]
+
+    def mapped(self, size: int, axes: Axes, randomness: str, operands: Tensors) -> tuple[Problem, list[Tensor]]:
+        (z, theta, g), (along_z, along_theta, along_g) = self.split(operands), self.split(axes)
+        of, inner = self.of.mapped(size, along_theta, randomness, theta)
+        return type(self)(of), [*copies(z, along_z, size), *inner, *copies(g, along_g, size)]
+
+
+class Adjoint(_LinearProblem):
+    """w = Jᵀw + g."""
+
+    def solve(self, operands: Tensors) -> tuple[list[Tensor], Tensor]:  # noqa: D102
+        z, theta, g = self.split(operands)
+        return Linearization(self.of, z, theta).solve_adjoint(g)
+
+    def apply(self, z: Tensors, operands: Tensors) -> list[Tensor]:  # noqa: D102
+        point, theta, g = self.split(operands)
+        return [a + b for a, b in zip(vjp(lambda *p: self.of.apply(p, theta), point, z), g, strict=True)]
+
+
+class Tangent(_LinearProblem):
+    """w = Jw + g."""
+
+    def solve(self, operands: Tensors) -> tuple[list[Tensor], Tensor]:  # noqa: D102
+        z, theta, g = self.split(operands)
+        return Linearization(self.of, z, theta).solve_tangent(g)
+
+    def apply(self, z: Tensors, operands: Tensors) -> list[Tensor]:  # noqa: D102
+        point, theta, g = self.split(operands)
+        product = jvp(lambda *p: self.of.apply(p, theta), point, z, like=point)
+        return [a + b for a, b in zip(product, g, strict=True)]
+
+
+class Linearization:
+    """f recorded once at plain (z, θ), for products with its Jacobians."""
+
+    def __init__(self, problem: Problem, z: Tensors, theta: Tensors) -> None:
+        self.problem = problem
+        with torch.enable_grad():
+            self.z = [t.detach().requires_grad_() for t in z]
+            independent = all(t.is_leaf for t in theta)  # else one may be computed from another: cut them apart
+            self.theta = list(theta) if independent else [t.detach().requires_grad_(t.requires_grad) for t in theta]
+            self.out = problem.apply(self.z, self.theta)
+        self.outputs = [t for t in self.out if t.requires_grad]
+
+    def solve_adjoint(self, g: Tensors) -> tuple[list[Tensor], Tensor]:
+        """The w with w = Jᵀw + g, by the rule's solver, and which samples converged."""
+        return self._solve(lambda w: self._grad(self.z, w, retain_graph=True, materialize_grads=True), g, "gradient")
+
+    def solve_tangent(self, g: Tensors) -> tuple[list[Tensor], Tensor]:
+        """The w with w = Jw + g, likewise. Jw comes from differentiating Jᵀu, which is linear in u."""
+        with torch.enable_grad():
+            u = [torch.zeros_like(t, requires_grad=True) for t in self.out]
+            pulled = self._grad(self.z, u, create_graph=True, materialize_grads=True)
+        depends = [t.requires_grad for t in pulled]
+        outputs = [t for t in pulled if t.requires_grad]
+
+        def product(w: Tensors) -> Tensors:
+            if not outputs:
+                return [torch.zeros_like(t) for t in w]
+            tangents = [v for v, there in zip(w, depends, strict=True) if there]
+            return torch.autograd.grad(outputs, u, tangents, retain_graph=True, materialize_grads=True)
+
+        return self._solve(product, g, "tangent")
+
+    def gradients(self, w: Tensors, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """(∂f/∂θ)ᵀ w for the operands that are wanted. Frees what was recorded."""
+        targets = [t for t, need in zip(self.theta, wanted, strict=True) if need]
+        grads = iter(self._grad(targets, w, allow_unused=True))
+        return [next(grads) if need else None for need in wanted]
+
+    def _grad(self, targets: Tensors, cotangents: Tensors, **options: bool) -> Sequence[Any]:
+        if not self.outputs or not targets:
+            return [torch.zeros_like(t) for t in targets]
+        if len(self.outputs) < len(self.out):
+            cotangents = [c for t, c in zip(self.out, cotangents, strict=True) if t.requires_grad]
+        return torch.autograd.grad(self.outputs, targets, cotangents, **options)
+
+    def _solve(self, product: Callable[[Tensors], Tensors], g: Tensors, what: str) -> tuple[list[Tensor], Tensor]:
+        frame, rule, root = self.problem.frame, self.problem.rule, self.problem.root
+        right, linear = frame.pack(g), _Linear(frame, product)
+        solver = root.equation.feasible(rule.solver or _fastest(right))
+        found = solve_scaled(together(solver, frame.ranks), linear, right)
+        match rule.contraction:
+            case "unknown":
+                found = replace(found, error=estimate_error(linear, found.value, right))
+            case float() | int() as q:
+                found = replace(found, error=error_bound(found, q))
+        w = frame.unpack(found.value)
+        if root.report is not None:
+            root.report(frame.told(found, w))
+        warn_unconverged(
+            found,
+            solver,
+            what=f"{what} of a fixed point (residual of its linear equation, in units of the right-hand side)",
+            remedies=f"{type(solver).remedies}, given as backward=Implicit(solver=...)",
+        )
+        return w, frame.per_sample(found.converged)
+
+
+class _Linear:
+    """A linear map of leaves, on matrices of rows."""
+
+    def __init__(self, frame: Frame, product: Callable[[Tensors], Tensors]) -> None:
+        self.frame, self.product = frame, product
+
+    def __call__(self, w: Tensor) -> Tensor:
+        if self.frame.plain:
+            return self.product((w,))[0]
+        return self.frame.pack(self.product(self.frame.unpack(w)))
+
+    def matrix(self, like: Tensor) -> Tensor | None:
+        """The matrix of each row, ``(rows, size, size)``, by mapping over its columns, where f can be mapped."""
+        size = like.shape[1]
+        units = torch.eye(size, dtype=like.dtype, device=like.device)[:, None].expand(size, *like.shape)
+        try:
+            return torch.vmap(self, chunk_size=COLUMNS)(units).permute(1, 2, 0)
+        except RuntimeError:  # an operation without a rule for it: one column at a time will do
+            return None
+
+
+def _fastest(right: Tensor) -> Solver:
+    """Dense where writing out a small matrix takes less time than a few dozen single products (measured), or GMRES."""
+    rows, size = right.shape
+    return Dense() if size <= SMALL and rows * size**3 <= LITTLE else GMRES()

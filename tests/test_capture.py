@@ -57,3 +57,22 @@ def test_substitution_replaces_inside_containers_and_proves_that_nothing_escaped
         out = a * b
     with pytest.raises(RuntimeError, match="a tensor of shape"):
         inside.check([out], [new])
+
+
+def test_buffers_that_f_updates_are_told_from_what_it_makes_itself():
+    buffer, still, a = torch.zeros(2), torch.zeros(2), torch.ones(2, requires_grad=True)
+
+    def f():
+        made = torch.zeros(2)
+        made.add_(1)
+        made.clone().mul_(2)
+        buffer.add_(1)
+        still.add_(0)
+        return a * made
+
+    for context in (torch.enable_grad, torch.no_grad):
+        buffer.zero_()
+        with context():
+            seen = capture(f, (), (), lambda value: [value])
+        assert [(id(t), copy.tolist()) for t, copy in seen.updated] == [(id(buffer), [0, 0])]
+        assert not seen.mixes

@@ -162,6 +162,12 @@ class TestCycle:
 class TestLorenz:
     start = vector(1.0, 1.0, 1.0)
 
+    def test_field_vanishes_at_the_centers_of_the_wings(self):
+        wing = (8 / 3 * 27) ** 0.5  # (±√(β(ρ − 1)), ±√(β(ρ − 1)), ρ − 1) with ρ = 28, β = 8/3
+        for sign in (-1, 1):
+            assert lorenz.lorenz(vector(sign * wing, sign * wing, 27.0)).abs().max() < 1e-12
+        assert lorenz.lorenz(vector(1.0, 2.0, 3.0)).tolist() == [[10.0, 23.0, -6.0]]
+
     def test_descent_through_the_clip_is_eulers_method(self):
         points, texts = lorenz.descend(lorenz.clipped, self.start, 500)
         assert torch.equal(points, lorenz.euler(self.start, 500))

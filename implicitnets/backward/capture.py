@@ -62,7 +62,8 @@ class _Watch(TorchFunctionMode):
     def __init__(self, known: Iterable[Tensor], state: Iterable[Tensor]) -> None:
         super().__init__()
         self.found = {id(t): t for t in known}
-        self.inside = {id(t): t for t in state}  # made inside; kept alive, so that an id is that of one tensor
+        # What f gets or makes itself. Ids do, although they are used again: what is outside is there all the time.
+        self.inside = {id(t) for t in state}
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
         self.mixes = False
         self.recording, self.transformed = torch.is_grad_enabled(), under_transform()
@@ -78,20 +79,20 @@ class _Watch(TorchFunctionMode):
         if func is functional.batch_norm:
             self.mixes |= bool((kwargs or {}).get("training", args[5] if len(args) > 5 else False))
         changes = _may_change(func)
-        if not (self.recording or self.transformed or changes):
-            return func(*args, **(kwargs or {}))
-        for tensor in _tensors((args, kwargs)):
-            if id(tensor) in self.found or id(tensor) in self.inside:
-                continue
-            recorded = tensor.requires_grad and _older(tensor, self.start)
-            if recorded or (self.transformed and is_traced(tensor)):
-                self.found[id(tensor)] = tensor
-            elif changes and not tensor.requires_grad and id(tensor) not in self.before:
-                self.before[id(tensor)] = (tensor, tensor.detach().clone())
+        if self.recording or self.transformed or changes:
+            for tensor in _tensors((args, kwargs)):
+                if id(tensor) not in self.found and id(tensor) not in self.inside:
+                    self._note(tensor, changes=changes)
         out = func(*args, **(kwargs or {}))
-        if self.transformed or changes:  # else autograd's clock tells what was made inside
-            self.inside.update((id(t), t) for t in _tensors(out) if id(t) not in self.found)
+        self.inside.update(id(t) for t in _tensors(out) if id(t) not in self.found)
         return out
+
+    def _note(self, tensor: Tensor, *, changes: bool) -> None:
+        recorded = tensor.requires_grad and _older(tensor, self.start)
+        if recorded or (self.transformed and is_traced(tensor)):
+            self.found[id(tensor)] = tensor
+        elif changes and not tensor.requires_grad and id(tensor) not in self.before:
+            self.before[id(tensor)] = (tensor, tensor.detach().clone())
 
     def updated(self) -> list[tuple[Tensor, Tensor]]:
         """The outside tensors that were changed in place (which batch-norm hides from autograd), and what they were."""

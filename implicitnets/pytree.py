@@ -13,6 +13,7 @@ from torch.utils import _pytree
 
 __all__ = ["Layout", "leaves", "rebuild", "refuse_in_place", "versions"]
 
+
 def rebuild(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """Apply a function to every leaf, and keep the structure."""
     if isinstance(tree, Tensor):  # as a rule, and this is a tenth of the time

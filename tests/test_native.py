@@ -49,7 +49,7 @@ def test_same_norms_and_same_rows_as_usual(dtype, shape):
     z, fz = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype, seed=2)
     expected = Iterate.at(z, fz).host_norms()
     residual, scale = expected
-    lots, none = np.full(shape[0], np.inf), np.zeros(shape[0])
+    lots, none, nobody = np.full(shape[0], np.inf), np.zeros(shape[0]), np.zeros(shape[0], dtype=bool)
     ratio = float((residual / scale).min())
     for limits, bounds, usual in (
         ((0.0, 0.9999 * ratio), (lots, lots), shape[0]),
@@ -58,11 +58,16 @@ def test_same_norms_and_same_rows_as_usual(dtype, shape):
         ((0.0, 0.0), (lots, none), 0),
         ((1.01 * float(residual.max()), 0.0), (lots, lots), 0),
     ):
-        norms, count = native.measure(z, fz, limits, bounds)
+        norms, count = native.measure(z, fz, limits, bounds, nobody)
         assert norms == pytest.approx(expected, rel=1e-5)
         assert count == usual
     fz[0, 0] = torch.nan
-    assert native.measure(z, fz, (0.0, 0.0), (lots, lots))[1] == shape[0] - 1
+    assert native.measure(z, fz, (0.0, 0.0), (lots, lots), nobody)[1] == shape[0] - 1
+    nobody[0] = True
+    norms, count = native.measure(z, fz, (0.0, 0.0), (lots, lots), nobody)
+    assert count == shape[0]
+    assert norms[:, 0].tolist() == [0, 0]
+    assert norms[:, 1:] == pytest.approx(expected[:, 1:], rel=1e-5)
 
 
 @needs_compiler

@@ -97,17 +97,20 @@ class Best:
         self.stale = self.stale & ~rows
         return now if self.kept is None else self.kept.where(_device(rows, now.z), now)
 
-    def freeze(self, now: Iterate, rows: Mask, z: Tensor) -> Tensor:
-        """The next point ``z``, but for ``rows`` the best point so far, where they stay from now on."""
-        self._keep(rows & ~self.stale, now)
-        self.stale = self.stale | rows
-        return z if self.kept is None else torch.where(_device(rows, z)[:, None], self.kept.z, z)
+    def renew(self) -> None:
+        """Go on to an iterate that is better in all rows."""
+        if self.kept is not None:
+            self.stale = np.zeros_like(self.stale)
 
-    def point(self, now: Iterate) -> Tensor:
-        """The best z of each row, in a new matrix."""
-        if self.kept is None:
-            return now.z.clone()
-        return torch.where(_device(self.stale, now.z)[:, None], self.kept.z, now.z)
+    def point(self, now: Iterate, rows: np.ndarray[Any, Any] | None = None) -> Tensor:
+        """The best z of each row, or of ``rows`` (indices), in a new matrix."""
+        if rows is None:
+            rows = np.arange(self.stale.size)
+        index = _device(rows, now.z)
+        best = now.z[index]
+        if self.kept is not None and np.count_nonzero(self.stale[rows]):
+            best = torch.where(_device(self.stale[rows], best)[:, None], self.kept.z[index], best)
+        return best
 
     def select(self, rows: Mask) -> None:
         """Go on with ``rows`` alone."""

@@ -60,13 +60,13 @@ class Loop(Generic[StateT]):
         self.droppable = True
         # by row of the matrices
         self.sample = np.arange(batch)  # whose row it is
-        self.done = np.zeros(batch, dtype=bool)  # finished, but still in the batch
+        self.done = np.zeros(batch, dtype=bool)  # finished, but still in the batch, where nobody looks at it
         self.finished = 0  # how many those are
         self.best = Best(batch)
         self.least = np.full(batch, np.inf)  # residual of the best iterate
         self.horizon = np.full(batch, np.inf)  # of ‖f(z)‖: further out a tolerance relative to it means nothing
         # by sample
-        self.value: Tensor | None = None  # of those who were dropped
+        self.value: Tensor | None = None  # of those who have finished
         self.residual = np.full(batch, np.nan)
         self.steps = np.zeros(batch, dtype=np.int64)
         self.status = np.zeros(batch, dtype=np.int64)
@@ -81,23 +81,24 @@ class Loop(Generic[StateT]):
         if not self.steady or self.step == self.solver.rounds or self.solver.record:
             return self._judge(last)
         self.least = now.host_norms()[0]
-        if last is not None and self.best.kept is not None:
-            self.best.update(last, ~self.done)
+        self.best.renew()
         return self.done.size > 0
 
     def _evaluate(self) -> Iterate:
-        """The iterate at z; it is steady if everybody improves, and nobody is finished or lost."""
+        """The iterate at z; it is steady if everybody at work improves, and nobody gets finished or lost."""
         solver, z = self.solver, self.z.contiguous()
         fz = self.f(self.z).contiguous()
         if native.fits(z):
-            norms, usual = native.measure(z, fz, (solver.atol, solver.rtol), (self.least, self.horizon))
+            norms, usual = native.measure(z, fz, (solver.atol, solver.rtol), (self.least, self.horizon), self.done)
             now = Iterate(z, fz, host=norms)
         else:
             now = Iterate.at(z, fz)
+            if self.finished:
+                now.settle(self.done)
             residual, scale = now.host_norms()
             met = residual <= self._limit(scale)
-            usual = int(np.count_nonzero((residual < self.least) & ~met & (scale <= self.horizon)))
-        self.steady = usual == z.shape[0] and not self.finished
+            usual = int(np.count_nonzero((residual < self.least) & ~met & (scale <= self.horizon) | self.done))
+        self.steady = usual == z.shape[0]
         return now
 
     def _limit(self, scale: Vector) -> Vector:
@@ -113,8 +114,6 @@ class Loop(Generic[StateT]):
     def _judge(self, last: Iterate | None) -> bool:
         """Settle the samples that are finished; whether any is not."""
         solver, live = self.solver, ~self.done
-        if self.finished:
-            self.now.settle(self.done)
         residual, scale = self.now.host_norms()
         self.limit = self._limit(scale)
         if solver.record:
@@ -124,7 +123,7 @@ class Loop(Generic[StateT]):
         converged = (residual <= self.limit) & finite & live & ~far
         improved = ((residual < self.least) & live & ~far) | converged
         if last is not None:
-            self.best.update(last, improved)
+            self.best.update(last, improved | self.done)
         self.least = np.where(improved, residual, self.least)
         finished = converged | far | (self.step == solver.rounds)
         if solver.growth is None or self.step == 0:
@@ -142,13 +141,12 @@ class Loop(Generic[StateT]):
             if np.count_nonzero(astray):
                 self.now = self.best.restore(self.now, astray)
                 self.solver.forget(self.state, self._device(astray), self.now)
-        z = self.solver.step(self.f, self.now, self.state)
-        self.z = self.best.freeze(self.now, self.done, z) if self.finished else z
+        self.z = self.solver.step(self.f, self.now, self.state)
         self.step += 1
 
     def solution(self) -> Solution:
         """The record of what was found."""
-        layout, value = self.f.layout, self._value()
+        layout, value = self.f.layout, self.now.z.clone() if self.value is None else self.value
         trace = torch.from_numpy(np.stack(self.trace)) if self.trace else None
         return Solution(
             value=layout.tree(layout.unpack(value)),
@@ -174,8 +172,17 @@ class Loop(Generic[StateT]):
         self.status[sample] = verdict[finished]
         self.residual[sample] = np.where(np.isfinite(self.least), self.least, residual)[finished]
         self.steps[self.sample] = np.where(finished, self.solver.spent(self.state, self.step), self.steps[self.sample])
+        self._keep_value(finished)
         self.done |= finished
         self.finished = int(np.count_nonzero(self.done))
+
+    def _keep_value(self, finished: Mask) -> None:
+        """Note the best points of those who finish. As long as they stay in the batch they go on, unheeded."""
+        if self.value is None:
+            self.value = self.best.point(self.now)
+        else:
+            rows = np.flatnonzero(finished)
+            self.value.index_copy_(0, self._device(self.sample[rows]), self.best.point(self.now, rows))
 
     def _dropping_pays(self) -> bool:
         """Whether it spares evaluations more than it costs, the trial before the first drop included."""
@@ -193,16 +200,10 @@ class Loop(Generic[StateT]):
         self.droppable = self.f.select(rows, self.now.z, self.now.fz)
         if not self.droppable:
             return
-        self.value = self._value()
         self.now, self.state, self.finished = self.now.take(rows), self.solver.select(self.state, rows), 0
         self.best.select(live)
         for name in ("sample", "done", "least", "first", "start", "horizon"):
             setattr(self, name, getattr(self, name)[live])
-
-    def _value(self) -> Tensor:
-        """The best points of all samples, for those who were dropped as it was then."""
-        point = self.best.point(self.now)
-        return point if self.value is None else self.value.index_copy_(0, self._device(self.sample), point)
 
     def _device(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self.z.device)

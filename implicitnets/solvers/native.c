@@ -40,11 +40,16 @@ static inline __attribute__((always_inline)) void NAME(dots)(const REAL *a, cons
 }
 
 /* norms = |fz - z| of each row, then |fz| of each row. Returns in how many rows the residual is below `least` but
- * above the tolerance, and |fz| not beyond the horizon. */
+ * above the tolerance, and |fz| not beyond the horizon, or which are done, and have norms of 0. */
 CLONES long NAME(measure)(long rows, long size, double atol, double rtol, const REAL *z, const REAL *fz,
-                          const double *least, const double *horizon, double *norms) {
+                          const double *least, const double *horizon, const unsigned char *done, double *norms) {
     long usual = 0;
     for (long b = 0; b < rows; b++, z += size, fz += size) {
+        if (done[b]) {
+            norms[b] = norms[rows + b] = 0;
+            usual++;
+            continue;
+        }
         double residual = 0, scale = 0;
         for (long start = 0; start < size; start += 256) {
             long end = start + 256 < size ? start + 256 : size;

@@ -24,6 +24,7 @@ from torch import Tensor
 __all__ = ["anderson", "fits", "library", "measure"]
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 LARGE = 2**18
 """From this many entries on, tensor operations are used where they have more than two threads: on one thread they
@@ -85,20 +86,24 @@ def _function(name: str, dtype: torch.dtype, arguments: str) -> Any:
     return function
 
 
-def measure(z: Tensor, fz: Tensor, limits: tuple[float, float], bounds: tuple[Vector, Vector]) -> tuple[Vector, int]:
+def measure(
+    z: Tensor, fz: Tensor, limits: tuple[float, float], bounds: tuple[Vector, Vector], done: Mask
+) -> tuple[Vector, int]:
     """‖fz − z‖ and ‖fz‖ of each row, shape (2, rows), and how many rows are as usual.
 
-    These are the rows with least > ‖fz − z‖ > atol + rtol · ‖fz‖ and ‖fz‖ ≤ horizon.
+    These are the rows with least > ‖fz − z‖ > atol + rtol · ‖fz‖ and ‖fz‖ ≤ horizon, and those that are done, whose
+    norms are 0.
 
     Args:
         z: A point.
         fz: The value there.
         limits: atol and rtol.
         bounds: least and horizon, by row.
+        done: By row.
     """
     norms = np.empty((2, z.shape[0]))
-    pointers = z.data_ptr(), fz.data_ptr(), *[array.ctypes.data for array in (*bounds, norms)]
-    return norms, _function("measure", z.dtype, "llddppppp")(*z.shape, *limits, *pointers)
+    pointers = z.data_ptr(), fz.data_ptr(), *[array.ctypes.data for array in (*bounds, done, norms)]
+    return norms, _function("measure", z.dtype, "llddpppppp")(*z.shape, *limits, *pointers)
 
 
 def anderson(

@@ -68,7 +68,7 @@ class Iterate:
         return self._host
 
     def settle(self, rows: Mask) -> None:
-        """Have it that ``rows`` stand still, so that no step looks at how they converge."""
+        """Have it that ``rows`` seem to stand still, so that no step looks at how they converge."""
         if self._norms is not None:
             self._norms.masked_fill_(_device(rows, self._norms), 0)
         if self._host is not None:

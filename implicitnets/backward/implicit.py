@@ -44,7 +44,8 @@ class Implicit(Backward):
 
     Attributes:
         solver: Solver of the linear equation. None stands for ``Dense()`` where the state is small (up to 64 entries,
-            depending on the batch), and ``GMRES()`` elsewhere.
+            depending on the batch), and ``Fallback(Anderson(), GMRES())`` elsewhere: on a linear equation, Anderson's
+            method is a truncated GMRES (Walker and Ni 2011), which has the least overhead.
         selection: The element of the Clarke Jacobian at a kink.
         unconverged: What a sample that did not converge, forward or backward, adds to a gradient: what was found
             ("warn"), or nothing ("mask"), also where its data are not finite. There is a warning either way.

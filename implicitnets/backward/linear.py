@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..solution import warn_unconverged
-from ..solvers import GMRES, Dense, Solver
+from ..solvers import GMRES, Anderson, Dense, Fallback, Solver
 from ..solvers.newton import solve_scaled
 from .error import error_bound, estimate_error
 from .frame import Frame
@@ -24,8 +24,7 @@ from .transforms import jvp, vjp
 __all__ = ["Adjoint", "Linearization", "Tangent"]
 
 SMALL, LITTLE = 64, 2**22
-"""Up to this size of a state, and this many multiplications for all rows, a dense solve is faster (measured on the CPU:
-benchmarks/adjoint.py)."""
+"""Up to this size of a state, and this many multiplications for all rows, a dense solve is faster (on the CPU)."""
 COLUMNS = 64
 """So many columns of a matrix are computed at once, which bounds the memory."""
 
@@ -164,6 +163,6 @@ class _Linear:
 
 
 def _fastest(right: Tensor) -> Solver:
-    """Dense where writing out a small matrix takes less time than a few dozen single products (measured), or GMRES."""
+    """The default: see the attributes of ``Implicit``. Measured: benchmarks/adjoint.py."""
     rows, size = right.shape
-    return Dense() if size <= SMALL and rows * size**3 <= LITTLE else GMRES()
+    return Dense() if size <= SMALL and rows * size**3 <= LITTLE else Fallback(Anderson(), GMRES())

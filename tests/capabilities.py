@@ -644,7 +644,10 @@ def inference(b: Bench) -> Result:
 @row("gradients in eval mode")
 def eval_mode(b: Bench) -> Result:
     model, (x,) = b.model().eval(), leaves(b.cell.x)
-    return grads(loss(flat(model(x))), [*model.parameters(), x])
+    try:
+        return grads(loss(flat(model(x))), [*model.parameters(), x])
+    finally:
+        model.train()  # the layer in it is used again
 
 
 @row("gradients of a deep copy")

@@ -12,10 +12,10 @@ from problems import monotone, normal
 from torch import Tensor
 from torch.nn import functional
 
-from implicitnets import nonsmooth
+from implicitnets import analysis, nonsmooth
 from implicitnets.backward.capture import Substitution
 from implicitnets.nonsmooth import Autograd, Left, Midpoint, Random, Right, Slope
-from implicitnets.solvers import Dense, Newton, Picard
+from implicitnets.solvers import Anderson, Dense, Fallback, Newton, Picard
 
 # torch itself uses what it deprecates when forward-mode differentiation is first used
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
@@ -261,6 +261,30 @@ def test_semismooth_newton_ends_after_finitely_many_steps(n, m, selection):
     assert int(found.steps.max()) <= 10
     splitting = Picard(damping=0.9, rtol=1e-12, atol=1e-13, max_steps=100).run(f, torch.zeros_like(x))
     assert not splitting.converged.any()
+
+
+def test_full_newton_steps_can_cycle_although_there_is_one_solution_and_then_others_take_over():
+    """I − W is a P-matrix; the pieces 1 -> 2 -> 1 -> ... of some samples repeat without end."""
+    generator = torch.Generator().manual_seed(234)
+    w = torch.randn(3, 3, generator=generator, dtype=DOUBLE) * 1.2
+    x = torch.randn(64, 3, generator=generator, dtype=DOUBLE) * 3
+    assert analysis.invertibility(w).verdict == "proved"
+
+    def f(z):
+        return torch.relu(z @ w.T + x)
+
+    z0, tight = torch.zeros_like(x), {"rtol": 1e-10, "atol": 1e-12}
+    full = Newton(linear=Dense(), halvings=0, max_steps=30, **tight)
+    cycling = ~full.run(f, z0).converged
+    assert 0 < int(cycling.sum()) < 10
+    for safe in (
+        Newton(linear=Dense(), max_steps=30, **tight),
+        Fallback(full, Anderson(**tight), max_steps=500),
+        Fallback(full, Picard(damping=0.9, **tight), max_steps=2000),
+    ):
+        found = safe.run(f, z0)
+        assert found.converged.all()
+        assert torch.allclose(found.value, f(found.value), atol=1e-8)
 
 
 def test_newtons_selection_decides_the_step_at_a_kink():

@@ -450,3 +450,9 @@ def test_the_new_backwards_are_values_with_a_text_form():
             cls(**{option: value})
     with pytest.raises(TypeError, match=r"Shine\(solver=GMRES\): solver must be a Solver or None"):
         Shine(solver=GMRES)
+
+
+@pytest.mark.parametrize("how", [Unroll(steps=2, start="z0"), Reversible(steps=2)])
+def test_the_warning_names_who_was_at_work(how):
+    with pytest.warns(ConvergenceWarning, match=rf"with {type(how).__name__}\(steps=2.*Try more steps \(steps=\)"):
+        fixed_point(lambda z: 0.9 * z + 1, torch.zeros(2, 1), backward=how)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import matrix, normal
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from implicitnets import ConvergenceWarning, Implicit, Solution, Unroll, backward, fixed_point
 from implicitnets.backward import Backward, Reversible, Shine
@@ -456,3 +456,54 @@ def test_the_new_backwards_are_values_with_a_text_form():
 def test_the_warning_names_who_was_at_work(how):
     with pytest.warns(ConvergenceWarning, match=rf"with {type(how).__name__}\(steps=2.*Try more steps \(steps=\)"):
         fixed_point(lambda z: 0.9 * z + 1, torch.zeros(2, 1), backward=how)
+
+
+UNROLLS = [Unroll(steps=1), Unroll(steps=7, damping=0.3), Unroll(steps=9, start="z0")]
+
+
+def transforms(solve: Callable[[Tensor], Tensor], w: Tensor, v: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """The derivative of ``solve`` at w along v, in every mode; and that of the sum, and of two copies."""
+
+    def dual() -> Tensor:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(solve(forward_ad.make_dual(w, v))).tangent
+
+    def reverse() -> Tensor:
+        at = w.clone().requires_grad_()
+        return (torch.autograd.functional.jacobian(solve, at) * v).sum((-1, -2))
+
+    return {
+        "reverse": reverse,
+        "dual numbers": dual,
+        "jvp": lambda: torch.func.jvp(solve, (w,), (v,))[1],
+        "jacrev": lambda: (torch.func.jacrev(solve)(w) * v).sum((-1, -2)),
+        "jacfwd": lambda: (torch.func.jacfwd(solve)(w) * v).sum((-1, -2)),
+        "vmap of jvp": lambda: torch.vmap(lambda a: torch.func.jvp(solve, (a,), (v,))[1])(torch.stack([w, 2 * w]))[0],
+    }
+
+
+@pytest.mark.parametrize("how", UNROLLS, ids=repr)
+@pytest.mark.parametrize("mode", ["dual numbers", "jvp", "jacrev", "jacfwd", "vmap of jvp"])
+def test_unrolling_is_differentiated_in_every_mode(how, mode):
+    w, x = matrix(3, 0.6, F64), normal(2, 3, dtype=F64)
+
+    def solve(w: Tensor) -> Tensor:
+        solver = Picard(rtol=0.5 if how.start == "z0" else 1e-12, max_steps=200)
+        return fixed_point(lambda z: torch.tanh(z @ w + x), torch.zeros_like(x), solver=solver, backward=how).value
+
+    modes = transforms(solve, w, w.flip(0))
+    assert torch.allclose(modes[mode](), modes["reverse"](), rtol=1e-10)
+
+
+@pytest.mark.parametrize("how", [Reversible(), Shine(), Shine(solver=GMRES())], ids=repr)
+@pytest.mark.parametrize("mode", ["dual numbers", "jvp", "jacrev", "jacfwd", "vmap of jvp"])
+def test_the_other_modes_of_reversible_and_shine_are_refused(how, mode):
+    w, x = matrix(3, 0.6, F64), normal(2, 3, dtype=F64)
+
+    def solve(w: Tensor) -> Tensor:
+        return fixed_point(
+            lambda z: torch.tanh(z @ w + x), torch.zeros_like(x), solver=Broyden(rtol=1e-9), backward=how
+        ).value
+
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        transforms(solve, w, w.flip(0))[mode]()

@@ -86,6 +86,7 @@ class Equation:
         frame: How it is solved: sample by sample, or as one where f mixes them, with those of other ranks or not.
         surroundings: What else f depends on.
         members: The tensors that are to be where f's modules have them.
+        traced: Whether forward mode or a transform of ``torch.func`` was found to be at work, once watched.
     """
 
     def __init__(
@@ -105,6 +106,8 @@ class Equation:
         self.z0: Any = rebuild(torch.detach, z0)
         self.operands: list[Tensor] = []
         self.surroundings, self.members = Surroundings(device), Members(f)
+        self.traced = False
+        self._wanted: bool | None = None
         self._fz0: Any = None
         self._watched = 0
 
@@ -122,7 +125,12 @@ class Equation:
         self.z0 = rebuild(partial(cleared, value=torch.nan), self.z0)
 
     def watch(self) -> bool:
-        """Evaluate f at z0 once and find its operands; whether a derivative may be asked for any of them."""
+        """Evaluate f at z0, once, and find its operands; whether a derivative may be asked for any of them."""
+        if self._wanted is None:
+            self._wanted = self._watch()
+        return self._wanted
+
+    def _watch(self) -> bool:
         known = [x for x in _pytree.tree_leaves(self.inputs) if isinstance(x, Tensor)]
         if isinstance(self.f, nn.Module):
             known += self.f.parameters()
@@ -135,9 +143,9 @@ class Equation:
         refuse_in_place(state, before)
         self.surroundings.complete(seen.updated)
         self._watched = 1
-        traced = any(map(is_traced, (*state, *self.operands)))
-        self._fz0 = None if traced else rebuild(torch.detach, seen.value)
-        return traced or (torch.is_grad_enabled() and any(t.requires_grad for t in self.operands))
+        self.traced = any(map(is_traced, (*state, *self.operands)))
+        self._fz0 = None if self.traced else rebuild(torch.detach, seen.value)
+        return self.traced or (torch.is_grad_enabled() and any(t.requires_grad for t in self.operands))
 
     def solve(self, solver: Solver, z0: Any = None, operands: Sequence[Tensor] | None = None) -> Solution:
         """Solve with the operands as they are, or with others in their place; no gradient, and no warning."""

@@ -89,6 +89,14 @@ class Implicit(Backward):
         return replace(solution, value=equation.layout.tree(value))
 
 
+def solve_apart(equation: Equation, solver: Solver, start: Sequence[Tensor]) -> Solution:
+    """Solve from there under whatever transforms are at work, so that no derivative runs through the value."""
+    problem = Forward(equation, solver, Implicit(), None)
+    *value, _ = _fixed_point(problem, *map(torch.detach, (*start, *equation.operands)))
+    assert problem.solution is not None
+    return replace(problem.solution, value=equation.layout.tree([t.detach() for t in value]))
+
+
 class _FixedPoint(torch.autograd.Function):
     """Operands -> leaves of the solution of a problem, and which samples converged."""
 

@@ -13,6 +13,7 @@ from ..pytree import leaves
 from ..solution import Solution
 from ..solvers import Solver
 from .base import Equation
+from .implicit import solve_apart
 
 __all__ = ["measured"]
 
@@ -27,8 +28,8 @@ def measured(equation: Equation, z: Sequence[Tensor], solver: Solver, *, steps: 
     def f(state: Any) -> Any:
         return layout.tree(equation.apply(leaves(state), equation.operands))
 
-    judge = replace(solver, max_steps=0, record=False)
-    found = judge.run(f, layout.tree([leaf.detach() for leaf in z]))
+    judge, start = replace(solver, max_steps=0, record=False), [leaf.detach() for leaf in z]
+    found = solve_apart(equation, judge, start) if equation.traced else judge.run(f, layout.tree(start))
     return replace(
         found,
         value=layout.tree(z),

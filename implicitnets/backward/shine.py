@@ -38,6 +38,7 @@ class Shine(Backward):
 
     Raises:
         TypeError: If solver is not a Solver or None, and on use if the forward solver is not Broyden.
+        NotImplementedError: On use in forward mode, or under ``torch.func``.
 
     Warns:
         ConvergenceWarning: When the gradient is taken, without a solver if a residual exceeds ‖dL/dz‖: then w is
@@ -54,6 +55,12 @@ class Shine(Backward):
     def solve(self, equation: Equation, solver: Solver, report: Report | None) -> Solution:  # noqa: D102
         if not isinstance(solver, Broyden):
             raise TypeError(f"{self!r} uses the inverse that Broyden's method builds: write solver=Broyden(...)")
+        equation.watch()
+        if equation.traced:
+            raise NotImplementedError(
+                f"{self!r} has no derivatives by forward mode or torch.func, where it would be another inverse that is "
+                "wanted: use Implicit()"
+            )
         keeping = solver.keeping_inverse()
         solution = Implicit(solver=_Shared(forward=keeping, then=self.solver)).solve(equation, keeping, report)
         flat = leaves(solution.value)

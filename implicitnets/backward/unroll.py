@@ -16,6 +16,7 @@ from ..pytree import leaves, versions
 from ..solution import Solution, Status
 from ..solvers import Solver
 from .base import Backward, Equation, Report
+from .implicit import solve_apart
 from .replay import measured
 
 __all__ = ["Unroll"]
@@ -71,7 +72,8 @@ class Unroll(Backward):
         if self.start == "z0":
             z = self._path(equation, leaves(equation.z0))
             return measured(equation, z, solver, steps=self.steps, evaluations=self.steps + 1)
-        solution = equation.solve(solver)
+        traced = equation.traced
+        solution = solve_apart(equation, solver, leaves(equation.z0)) if traced else equation.solve(solver)
         if not wanted:
             return solution
         found = leaves(solution.value)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional
 
+from implicitnets import fixed_point
 from implicitnets.backward.capture import Substitution, capture
 
 
@@ -76,3 +78,43 @@ def test_buffers_that_f_updates_are_told_from_what_it_makes_itself():
             seen = capture(f, (), (), lambda value: [value])
         assert [(id(t), copy.tolist()) for t, copy in seen.updated] == [(id(buffer), [0, 0])]
         assert not seen.mixes
+
+
+class Doubled(torch.autograd.Function):
+    """Twice the tensor; its argument is not seen."""
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 2 * tangent
+
+
+@pytest.mark.parametrize("kind", ["dual numbers", "jvp", "vmap"])
+@pytest.mark.parametrize("known", [0.0, 0.5], ids=["all hide", "one hides"])
+def test_a_tangent_or_a_map_that_hides_is_noticed(kind, known):
+    x = torch.ones(2, 3)
+
+    def solve(x):
+        def f(z):
+            return 0.5 * z + Doubled.apply(x) + (known * x if known else 0)
+
+        return fixed_point(f, torch.zeros(2, 3)).value
+
+    def dual():
+        with forward_ad.dual_level():
+            solve(forward_ad.make_dual(x, x))
+
+    kinds = {
+        "dual numbers": dual,
+        "jvp": lambda: torch.func.jvp(solve, (x,), (x,)),
+        "vmap": lambda: torch.vmap(solve)(torch.stack([x, x])),
+    }
+    with pytest.raises(RuntimeError):
+        kinds[kind]()

@@ -17,7 +17,7 @@ from torch.utils import _pytree
 from ..pytree import Layout, leaves, rebuild, refuse_in_place, versions
 from ..solution import Solution
 from ..solvers import Solver
-from .capture import Substitution, capture, refuse_wrapped
+from .capture import Substitution, capture, refuse_traced
 from .frame import Frame
 from .members import Members, as_written
 from .surroundings import Surroundings, without_autocast
@@ -144,6 +144,8 @@ class Equation:
         self.surroundings.complete(seen.updated)
         self._watched = 1
         self.traced = any(map(is_traced, (*state, *self.operands)))
+        if not self.traced:
+            refuse_traced(seen.value)
         self._fz0 = None if self.traced else rebuild(torch.detach, seen.value)
         return self.traced or (torch.is_grad_enabled() and any(t.requires_grad for t in self.operands))
 
@@ -157,7 +159,7 @@ class Equation:
 
         def f(z: Any, *inputs: Any) -> Any:
             with Substitution(old, new):
-                return refuse_wrapped(self.f(z, *inputs))
+                return refuse_traced(self.f(z, *inputs))
 
         inputs = Substitution(old, new).swap(self.inputs)
         return self.run(self._restricted(f, inputs), self.z0 if z0 is None else z0, solver, self.frame)

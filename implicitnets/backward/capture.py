@@ -17,9 +17,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
-from .transforms import is_traced, is_wrapped, under_transform
+from .transforms import is_traced, under_transform
 
-__all__ = ["Substitution", "capture", "refuse_wrapped"]
+__all__ = ["Substitution", "capture", "refuse_traced"]
 
 
 def capture(
@@ -212,15 +212,15 @@ def _accumulators(known: Iterable[Tensor]) -> set[Node]:
     return {get_gradient_edge(t).node for t in known if t.grad_fn is None and t.requires_grad}
 
 
-def refuse_wrapped(value: Any) -> Any:
-    """``value``, unless a transform of ``torch.func`` has got into it unseen.
+def refuse_traced(value: Any) -> Any:
+    """``value``, unless forward mode or a transform of ``torch.func`` has got into it unseen.
 
     Raises:
         RuntimeError: If it has.
     """
     for leaf in _pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor) and is_wrapped(leaf):
-            raise RuntimeError(_lost("a tensor inside a torch.func transform"))
+        if isinstance(leaf, Tensor) and is_traced(leaf):
+            raise RuntimeError(_lost("a tensor of forward mode, or inside a torch.func transform"))
     return value
 
 

@@ -20,10 +20,11 @@ from ..pytree import leaves
 from ..solution import Solution
 from ..solvers import Solver
 from .base import Backward, Equation, Report
+from .capture import refuse_traced
 from .linear import Adjoint, Linearization, Tangent
 from .problems import Forward, Problem
 from .surroundings import without_autocast
-from .transforms import forward_mode, is_traced, jvp, primal, refuse_batched, vjp
+from .transforms import forward_mode, is_traced, is_wrapped, jvp, primal, refuse_batched, vjp
 
 __all__ = ["Implicit"]
 
@@ -132,8 +133,11 @@ class _FixedPoint(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         problem: Problem = ctx.problem
         with forward_mode(), without_autocast(ctx.saved_tensors[0].device):
-            z, theta = _saved(problem, [primal(t) for t in ctx.saved_tensors])
+            saved = [primal(t) for t in ctx.saved_tensors]
+            z, theta = _saved(problem, saved)
             f, at = _partial(problem, z, theta, [t is not None for t in tangents])
+            if not any(map(is_wrapped, saved)):  # then there is but one tangent, and it was taken out
+                refuse_traced(f(*at))
             b = jvp(f, at, [t for t in tangents if t is not None], like=z)
             return *_solve_linear(Tangent(problem), *z, *theta, *b), None
 

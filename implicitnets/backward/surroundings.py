@@ -83,14 +83,18 @@ def _autocast(kind: str) -> torch.dtype | None:
 
 
 def _random_state(device: torch.device) -> Tensor:
-    if device.type == "cpu":
-        return torch.get_rng_state()
-    state: Tensor = torch.get_device_module(device).get_rng_state(device)
+    module, which = _generators(device)
+    state: Tensor = module.get_rng_state(*which)
     return state
 
 
 def _set_random_state(device: torch.device, state: Tensor) -> None:
+    module, which = _generators(device)
+    module.set_rng_state(state, *which)
+
+
+def _generators(device: torch.device) -> tuple[Any, tuple[torch.device, ...]]:
+    """Who has the random numbers of a device, and what else to tell it: there is one CPU, and one MPS."""
     if device.type == "cpu":
-        torch.set_rng_state(state)
-    else:
-        torch.get_device_module(device).set_rng_state(state, device)
+        return torch, ()
+    return torch.get_device_module(device), () if device.type == "mps" else (device,)

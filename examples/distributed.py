@@ -6,6 +6,7 @@ Each process has its part of every batch and solves for its own equilibria, in a
 replicas (DistributedDataParallel), parameters in shards (FSDP2), and a cell that itself communicates (sync_group).
 """
 
+import gc
 import os
 import sys
 import time
@@ -78,21 +79,28 @@ def train(model):
             optimizer.step()
 
 
-replica, sharded = classifier(), classifier()
-fully_shard(sharded[0])  # the module that owns the solve, never its cell: parameters are gathered once a solve
-fully_shard(sharded)
-together = classifier(sync_group=GROUP)
+def main():
+    replica, sharded = classifier(), classifier()
+    fully_shard(sharded[0])  # the module that owns the solve, never its cell: parameters are gathered once a solve
+    fully_shard(sharded)
+    together = classifier(sync_group=GROUP)
 
-if RANK == 0:
-    print(f"{WORLD} processes\n{'':>18} {'accuracy':>9} {'evaluations':>12} {'seconds':>8}")
-for name, model in {"DDP": DDP(replica), "FSDP2": sharded, "DDP and sync_group": DDP(together)}.items():
-    start = time.perf_counter()
-    train(model)
-    deq = getattr(model, "module", model)[0]
-    counts = [None] * WORLD
-    dist.all_gather_object(counts, deq.forward_solution.evaluations)
-    with torch.no_grad():
-        accuracy = (model.eval()(test_x).argmax(1) == test_y).double().mean()
     if RANK == 0:
-        print(f"{name:>18} {accuracy:9.1%} {counts!s:>12} {time.perf_counter() - start:8.1f}")
-dist.destroy_process_group()
+        print(f"{WORLD} processes\n{'':>18} {'accuracy':>9} {'evaluations':>12} {'seconds':>8}")
+    for name, model in {"DDP": DDP(replica), "FSDP2": sharded, "DDP and sync_group": DDP(together)}.items():
+        start = time.perf_counter()
+        train(model)
+        deq = getattr(model, "module", model)[0]
+        counts = [None] * WORLD
+        dist.all_gather_object(counts, deq.forward_solution.evaluations)
+        with torch.no_grad():
+            accuracy = (model.eval()(test_x).argmax(1) == test_y).double().mean()
+        if RANK == 0:
+            print(f"{name:>18} {accuracy:9.1%} {counts!s:>12} {time.perf_counter() - start:8.1f}")
+
+
+if __name__ == "__main__":
+    main()
+    gc.collect()  # nothing that communicates is left
+    dist.barrier()
+    dist.destroy_process_group()

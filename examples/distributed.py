@@ -26,6 +26,7 @@ EPOCHS, BATCHES = (1, 4) if "--quick" in sys.argv else (5, 21)
 alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # without torchrun
 dist.init_process_group("gloo", **alone)
 RANK, WORLD = dist.get_rank(), dist.get_world_size()
+show = print if RANK == 0 else str
 GROUP = dist.new_group()  # for the cell and its solves alone, so that no other collectives come between
 
 images, labels = load_digits(return_X_y=True)
@@ -68,8 +69,13 @@ def classifier(**options):
     return nn.Sequential(inn.DEQ(cell, state_shape=(64,), **options), nn.Linear(64, 10))
 
 
-def train(model):
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+def shard(model):
+    fully_shard(model[0])  # the module that owns the solve, never its cell: parameters are gathered once a solve
+    return fully_shard(model)
+
+
+def train(name, model):
+    optimizer, start = torch.optim.Adam(model.parameters(), lr=5e-3), time.perf_counter()
     shuffle = torch.Generator().manual_seed(0)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(train_x), generator=shuffle)[: 64 * BATCHES].split(64):
@@ -77,30 +83,17 @@ def train(model):
             optimizer.zero_grad()
             cross_entropy(model(train_x[mine]), train_y[mine]).backward()
             optimizer.step()
+    counts = [None] * WORLD
+    dist.all_gather_object(counts, getattr(model, "module", model)[0].forward_solution.evaluations)
+    with torch.no_grad():
+        accuracy = (model.eval()(test_x).argmax(1) == test_y).double().mean()
+    show(f"{name:>18} {accuracy:9.1%} {counts!s:>12} {time.perf_counter() - start:8.1f}")
 
 
-def main():
-    replica, sharded = classifier(), classifier()
-    fully_shard(sharded[0])  # the module that owns the solve, never its cell: parameters are gathered once a solve
-    fully_shard(sharded)
-    together = classifier(sync_group=GROUP)
-
-    if RANK == 0:
-        print(f"{WORLD} processes\n{'':>18} {'accuracy':>9} {'evaluations':>12} {'seconds':>8}")
-    for name, model in {"DDP": DDP(replica), "FSDP2": sharded, "DDP and sync_group": DDP(together)}.items():
-        start = time.perf_counter()
-        train(model)
-        deq = getattr(model, "module", model)[0]
-        counts = [None] * WORLD
-        dist.all_gather_object(counts, deq.forward_solution.evaluations)
-        with torch.no_grad():
-            accuracy = (model.eval()(test_x).argmax(1) == test_y).double().mean()
-        if RANK == 0:
-            print(f"{name:>18} {accuracy:9.1%} {counts!s:>12} {time.perf_counter() - start:8.1f}")
-
-
-if __name__ == "__main__":
-    main()
-    gc.collect()  # nothing that communicates is left
-    dist.barrier()
-    dist.destroy_process_group()
+show(f"{WORLD} processes\n{'':>18} {'accuracy':>9} {'evaluations':>12} {'seconds':>8}")
+train("DDP", DDP(classifier()))
+train("FSDP2", shard(classifier()))
+train("DDP and sync_group", DDP(classifier(sync_group=GROUP)))
+gc.collect()  # nothing is left that communicates,
+dist.barrier()  # nor anybody who does
+dist.destroy_process_group()

@@ -507,3 +507,19 @@ def test_the_other_modes_of_reversible_and_shine_are_refused(how, mode):
 
     with pytest.raises((NotImplementedError, RuntimeError)):
         transforms(solve, w, w.flip(0))[mode]()
+
+
+@pytest.mark.parametrize("how", [Implicit(), *UNROLLS], ids=repr)
+def test_where_to_start_has_no_derivative_and_does_not_change_the_record(how):
+    records = []
+
+    def solve(z0: Tensor) -> Tensor:
+        solver = Picard(rtol=0.1, atol=0.0)
+        records.append(fixed_point(lambda z: 0.5 * z + 1, z0, solver=solver, backward=how))
+        return records[-1].value.sum()
+
+    start = torch.ones(2, 3, dtype=F64)
+    solve(start)
+    assert not torch.func.grad(solve)(start).any()
+    assert torch.allclose(records[1].residual, records[0].residual)
+    assert torch.equal(records[1].status, records[0].status)

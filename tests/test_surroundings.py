@@ -306,6 +306,22 @@ def test_a_fixed_number_of_steps_compiles_into_one_graph(x):
 
 
 @quietly
+def test_the_record_of_the_compiled_steps_is_that_of_the_others(x):
+    deq = inn.DEQ(Cell().double(), backward=Unroll(steps=9, damping=0.3, start="z0"), solver=Picard(rtol=0.1))
+    deq(x.detach())
+    torch.compiler.reset()
+    plain = deq.forward_solution
+    torch.compile(deq, backend="eager", fullgraph=True)(x.detach())
+    torch.compiler.reset()
+    compiled = deq.forward_solution
+    assert compiled is not plain
+    assert compiled.residual.dtype == torch.float64
+    for name in ("value", "residual", "status", "steps"):
+        assert torch.allclose(getattr(compiled, name), getattr(plain, name))
+    assert compiled.evaluations == plain.evaluations - 1  # the first is not watched apart
+
+
+@quietly
 def test_a_compiled_cell_is_not_compiled_anew_at_each_step(x):
     model, graphs = Model(), []
     model.deq.cell = Silent()

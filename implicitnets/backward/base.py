@@ -152,17 +152,18 @@ class Equation:
     def solve(self, solver: Solver, z0: Any = None, operands: Sequence[Tensor] | None = None) -> Solution:
         """Solve with the operands as they are, or with others in their place; no gradient, and no warning."""
         old, new = self._swaps(self.operands if operands is None else operands)
+        z0 = self.z0 if z0 is None else z0
         if not old:
             # A parametrized weight is computed once, not at every evaluation.
             with parametrize.cached():
-                return self.run(self._restricted(self.f, self.inputs), self.z0, solver, self.frame)
+                return self.run(self._restricted(self.f, self.inputs), z0, solver, self.frame)
 
         def f(z: Any, *inputs: Any) -> Any:
             with Substitution(old, new):
                 return refuse_traced(self.f(z, *inputs))
 
         inputs = Substitution(old, new).swap(self.inputs)
-        return self.run(self._restricted(f, inputs), self.z0 if z0 is None else z0, solver, self.frame)
+        return self.run(self._restricted(f, inputs), z0, solver, self.frame)
 
     def run(self, f: Callable[[Any], Any], z0: Any, solver: Solver, frame: Frame) -> Solution:
         """Run the solver on f from z0, plain and in that frame, and count what was evaluated here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import isqrt
 from typing import Any, ClassVar, Literal
 
@@ -89,17 +90,17 @@ class Unroll(Backward):
         """The steps from the start and nothing else: no checks, and no warning."""
         z, spec = _pytree.tree_flatten(_pytree.tree_map(torch.detach, z0))
         for _ in range(self.steps + 1):
-            last, z = z, _pytree.tree_leaves(f(_pytree.tree_unflatten(z, spec), *inputs))
-            z = [old.lerp(new, 1 - self.damping) for old, new in zip(last, z, strict=True)]
-        batch = last[0].shape[0]
+            last, fz = z, _pytree.tree_leaves(f(_pytree.tree_unflatten(z, spec), *inputs))
+            z = [old.lerp(new, 1 - self.damping) for old, new in zip(last, fz, strict=True)]
+        dtype = reduce(torch.promote_types, [leaf.dtype for leaf in last], torch.float32)
 
         def norm(flat: Sequence[Tensor]) -> Tensor:
-            rows = torch.cat([leaf.detach().reshape(batch, -1).float() for leaf in flat], 1)
+            rows = torch.cat([leaf.detach().flatten(1).to(dtype) for leaf in flat], 1)
             size: Tensor = torch.linalg.vector_norm(rows, dim=1)
             return size
 
-        residual = norm([new - old for new, old in zip(z, last, strict=True)]) / (1 - self.damping)
-        status = torch.where(residual <= solver.atol + solver.rtol * norm(z), Status.CONVERGED, Status.MAX_STEPS)
+        residual = norm([new - old for new, old in zip(fz, last, strict=True)])
+        status = torch.where(residual <= solver.atol + solver.rtol * norm(fz), Status.CONVERGED, Status.MAX_STEPS)
         return Solution(
             value=_pytree.tree_unflatten(last, spec),
             residual=residual,

@@ -1,5 +1,6 @@
 """What the benchmarks share: clocks, memory, a description of the machine, and a file of results that grows."""
 
+import argparse
 import ctypes
 import gc
 import hashlib
@@ -20,6 +21,7 @@ from implicitnets.solvers import native
 __all__ = [
     "Probe",
     "Results",
+    "command_line",
     "environment",
     "fingerprint",
     "interleaved",
@@ -34,6 +36,21 @@ __all__ = [
 median = statistics.median
 ROOT = Path(__file__).resolve().parent.parent
 SINGLE = False
+
+
+def command_line(description, out):
+    """A parser with the options that all benchmarks have, for one that writes to the file ``out``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few cases, coarsely; saved only if --out is given")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--out", type=Path, help=f"file of results (default {out.name} beside this program's)")
+    parser.add_argument("--fresh", action="store_true", help="measure everything anew")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases with this in their name")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--single-thread", action="store_true", help="one thread and its processor time, on a machine that others use"
+    )
+    return parser
 
 
 def synchronize(device):

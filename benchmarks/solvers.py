@@ -20,14 +20,24 @@ one that needs more than 50 steps, again with 300. One that fails even then take
 solvers are called as their users do: ``get_solver(name)(f, z0, max_iter=..., tol=..., stop_mode="rel")``.
 """
 
-import argparse
 import warnings
 from functools import partial
 from pathlib import Path
 
 import torch
 from cells import all_cases
-from measure import Probe, Results, fingerprint, interleaved, load, median, peak_memory, seconds, single_thread
+from measure import (
+    Probe,
+    Results,
+    command_line,
+    fingerprint,
+    interleaved,
+    load,
+    median,
+    peak_memory,
+    seconds,
+    single_thread,
+)
 from tables import costs, disturbed, each, summary
 from torchdeq.solver import get_solver
 
@@ -155,18 +165,9 @@ def describe(case):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few cases, coarsely; saved only if --out is given")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--out", type=Path, help=f"file of results (default {OUT.name} beside this program)")
-    parser.add_argument("--fresh", action="store_true", help="measure everything anew")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases with this in their name")
+    parser = command_line(__doc__, OUT)
     parser.add_argument("--tolerance", type=float, default=1e-4, help="on the relative residual (default 1e-4)")
     parser.add_argument("--input-scale", type=float, default=1.0, help="standard deviation of x (default 1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--single-thread", action="store_true", help="one thread and its processor time, on a machine that others use"
-    )
     parser.add_argument("--newton", action="store_true", help="also measure Newton()")
     parser.add_argument(
         "--markdown",

@@ -17,7 +17,6 @@ The error is that of the gradient of W and x together, relative to its norm, aga
 float64 with both equations solved to 1e-12: the adjoint by Dense() up to n = 512, beyond that by GMRES().
 """
 
-import argparse
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ import torch
 from cells import unit_matrix
 from measure import (
     Results,
+    command_line,
     fingerprint,
     interleaved,
     load,
@@ -249,13 +249,35 @@ def report(records):
         rows.append([record["name"], *ratios, *(spent(record["solvers"][name]) for name in names)])
     header = ["case", *(f"ratio, {name}" for name in mine)]
     print(table([*header, *(f"{name}: ms, error, MiB" for name in names)], rows))
-    for kind in ("time", "memory"):
-        ratios = [record["design"][kind] for record in records if record["design"] and record["design"][kind]]
-        print(f"\n{REATTACHED} / DEQ, {kind}: median {median(ratios):.2f}, least {min(ratios):.2f}.")
+    print()
+    print(by_size(records))
     for name in mine:
         ratios = [record["ratio"][name] for record in records if record["ratio"][name] is not None]
         if ratios:
             print(f"\nTorchDEQ's best / {name}: median {median(ratios):.2f}, least {min(ratios):.2f}.")
+
+
+def by_size(records):
+    """For each size, ratios to DEQ: TorchDEQ's best, in time and in memory, and the other design, likewise."""
+    rows = []
+    for n in dict.fromkeys(record["n"] for record in records):
+        cases = [record for record in records if record["n"] == n and record["design"]]
+        rivals = [record for record in cases if record["ratio"]["DEQ"] is not None]
+        columns = [
+            [record["ratio"]["DEQ"] for record in rivals],
+            [ratio for record in rivals if (ratio := _memory(record["solvers"])) is not None],
+            [record["design"]["time"] for record in cases],
+            [record["design"]["memory"] for record in cases if record["design"]["memory"] is not None],
+        ]
+        rows.append([n, *(f"{median(found):.2f} ({min(found):.2f})" if found else "–" for found in columns)])
+    header = ["n", "TorchDEQ's best, time", "its least memory", f"{REATTACHED}, time", f"{REATTACHED}, memory"]
+    return "In units of DEQ's, medians (and least):\n\n" + table(header, rows)
+
+
+def _memory(solvers):
+    """The least peak memory of TorchDEQ's solvers in units of ours."""
+    found = [r["memory"] for name, r in solvers.items() if name.startswith("torchdeq") and r.get("memory")]
+    return min(found) / solvers["DEQ"]["memory"] if found and solvers["DEQ"]["memory"] else None
 
 
 def spent(record):
@@ -267,16 +289,7 @@ def spent(record):
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the small cases, coarsely; saved only if --out is given")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--out", type=Path, help=f"file of results (default {OUT.name} beside this program's)")
-    parser.add_argument("--fresh", action="store_true", help="measure everything anew")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases with this in their name")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--single-thread", action="store_true", help="one thread and its processor time, on a machine that others use"
-    )
+    parser = command_line(__doc__, OUT)
     parser.add_argument("--markdown", action="store_true", help="measure nothing; print what is in the file")
     return parser.parse_args()
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from .config import Configurable, from_config
 from .deq import DEQ, Equilibrium
 from .implicit import ACTIVATIONS, ImplicitModel
+from .starts import LearnedStart, Start, WarmStart
 
-__all__ = ["ACTIVATIONS", "DEQ", "Equilibrium", "ImplicitModel", "from_config"]
-
-CLASSES = {"ImplicitModel": ImplicitModel}
-"""The models that can be written down and built again."""
-
-
-def from_config(config: dict[str, Any]) -> Equilibrium:
-    """The model that a ``config()`` describes, with new weights.
-
-    Raises:
-        ValueError: If no such model exists, or an entry can't be read.
-        TypeError: If an entry is missing or unknown.
-    """
-    name = config.get("model")
-    if name not in CLASSES:
-        raise ValueError(f"no model is called {name!r}. There are: {', '.join(CLASSES)}")
-    return CLASSES[name].from_config(config)
+__all__ = [
+    "ACTIVATIONS",
+    "DEQ",
+    "Configurable",
+    "Equilibrium",
+    "ImplicitModel",
+    "LearnedStart",
+    "Start",
+    "WarmStart",
+    "from_config",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from ..fixed_point import check_strategies, fixed_point
 from ..pytree import rebuild
 from ..solution import Solution
 from ..solvers import Anderson, Solver
+from .config import Configurable
+from .starts import Start
 
 __all__ = ["DEQ", "Equilibrium"]
 
 
-class Equilibrium(nn.Module):
+class Equilibrium(Configurable, ABC):
     """What models with an equilibrium inside share: two strategies, and the records of their last use.
 
     Attributes:
@@ -31,18 +34,25 @@ class Equilibrium(nn.Module):
             the incoming gradient; None before the first.
         sync_group: The process group whose ranks solve together, or None; assign likewise. A copy has the same one, a
             pickle can't hold it: save the ``state_dict``.
+        start: Where the solver starts if the call does not say, or None for the model's own choice.
     """
 
     forward_solution: Solution | None
     backward_solution: Solution | None
 
     def __init__(
-        self, solver: Solver, backward: Backward, sync_group: torch.distributed.ProcessGroup | None = None
+        self,
+        solver: Solver,
+        backward: Backward,
+        sync_group: torch.distributed.ProcessGroup | None = None,
+        start: Start | None = None,
     ) -> None:
         super().__init__()
         check_strategies(solver, backward)
         check_group(sync_group)
-        self.solver, self.backward, self.sync_group = solver, backward, sync_group
+        if start is not None and not isinstance(start, Start):
+            raise TypeError(f"start={start!r} is not a Start: write for instance start=WarmStart(samples=60000)")
+        self.solver, self.backward, self.sync_group, self.start = solver, backward, sync_group, start
         self._forget()
 
     def equilibrium(self, f: Any, z0: Any, *inputs: Any) -> Any:
@@ -52,9 +62,11 @@ class Equilibrium(nn.Module):
         return self._equilibrium(f, z0, inputs)
 
     def _equilibrium(self, f: Any, z0: Any, inputs: tuple[Any, ...]) -> Any:
+        start = self.start if z0 is None else None
+        z0 = self._start(inputs) if z0 is None else z0
         solution = fixed_point(
             f,
-            self._start(inputs) if z0 is None else z0,
+            z0 if start is None else start.begin(z0, inputs),
             *inputs,
             solver=self.solver,
             backward=self.backward,
@@ -63,11 +75,13 @@ class Equilibrium(nn.Module):
         )
         record = {**vars(solution), "value": rebuild(plain, solution.value)}
         self.forward_solution = Solution(**record)
+        if start is not None:
+            start.keep(self.forward_solution)
         return solution.value
 
+    @abstractmethod
     def _start(self, inputs: tuple[Any, ...]) -> Any:
-        """Where to start if z0 is None."""
-        raise NotImplementedError
+        """Where to start if the call does not say."""
 
     def _keep_backward(self, solution: Solution) -> None:
         self.backward_solution = solution
@@ -113,10 +127,12 @@ class DEQ(Equilibrium):
         backward: How it is differentiated.
         sync_group: The ``torch.distributed`` process group whose ranks solve together, needed where the cell has
             collectives inside, such as batch statistics over all ranks.
+        start: Where the solver starts if the call does not say: ``LearnedStart``, ``WarmStart``, or None for the choice
+            described at ``forward``.
 
     Raises:
-        TypeError: If cell is not a module, or solver, backward or sync_group not a value of its kind. When called,
-            if the cell is sharded or wrapped for distributed training: that is for the DEQ or the whole model.
+        TypeError: If cell is not a module, or solver, backward, sync_group or start not a value of its kind. When
+            called, if the cell is sharded or wrapped for distributed training: that is for the DEQ or the whole model.
     """
 
     def __init__(
@@ -127,8 +143,9 @@ class DEQ(Equilibrium):
         solver: Solver = Anderson(),
         backward: Backward = Implicit(),
         sync_group: torch.distributed.ProcessGroup | None = None,
+        start: Start | None = None,
     ) -> None:
-        super().__init__(solver, backward, sync_group)
+        super().__init__(solver, backward, sync_group, start)
         if not isinstance(cell, nn.Module):
             raise TypeError(
                 f"cell must be an nn.Module with forward(z, *inputs), not {cell!r}: for a function use fixed_point"

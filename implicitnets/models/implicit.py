@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import backward as backwards
-from .. import constraints, solvers
 from ..backward import Backward, Implicit
 from ..constraints import Constraint, InfNorm
 from ..solvers import Anderson, Solver
 from .deq import Equilibrium
+from .starts import Start
 
 __all__ = ["ACTIVATIONS", "ImplicitModel"]
 
@@ -59,6 +58,7 @@ class ImplicitModel(Equilibrium):
         bias: Whether there are b and c.
         solver: How the equilibrium is found.
         backward: How it is differentiated.
+        start: Where the solver starts; None is zeros.
 
     Raises:
         ValueError: If a size is not positive or the activation unknown.
@@ -80,8 +80,9 @@ class ImplicitModel(Equilibrium):
         bias: bool = True,
         solver: Solver = Anderson(),
         backward: Backward = Implicit(),
+        start: Start | None = None,
     ) -> None:
-        super().__init__(solver, backward)
+        super().__init__(solver, backward, start=start)
         for name, size in (("inputs", inputs), ("states", states), ("outputs", outputs)):
             if size < 1:
                 raise ValueError(f"ImplicitModel({name}={size}): {name} must be at least 1")
@@ -92,7 +93,7 @@ class ImplicitModel(Equilibrium):
                 f"constraint={constraint!r} is not a Constraint: write constraint=InfNorm(kappa=0.95) or None"
             )
         self.inputs, self.states, self.outputs = inputs, states, outputs
-        self.activation, self.constraint = activation, constraint
+        self.activation, self.constraint, self.bias = activation, constraint, bias
         self.A = nn.Parameter(torch.empty(states, states))
         self.B = nn.Parameter(torch.empty(states, inputs))
         self.C = nn.Parameter(torch.empty(outputs, states))
@@ -133,44 +134,11 @@ class ImplicitModel(Equilibrium):
         phi = ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
         matrix = self.A.T  # constrained once, not at every evaluation
         injection = functional.linear(u, self.B, self.b)
-        start = torch.zeros_like(injection) if z0 is None else z0
-        state: Tensor = self.equilibrium(lambda x, bu: phi(torch.addmm(bu, x, matrix)), start, injection)
+        state: Tensor = self.equilibrium(lambda x, bu: phi(torch.addmm(bu, x, matrix)), z0, injection)
         return state
 
-    def config(self) -> dict[str, Any]:
-        """What it takes to build the model again, of JSON types; the weights are in ``state_dict``.
-
-        Raises:
-            ValueError: If the activation is a function, which has no name to write down.
-        """
-        if not isinstance(self.activation, str):
-            raise ValueError(f"a model with activation={self.activation!r} can't be written down: use one by name")
-        return {
-            "model": ImplicitModel.__name__,
-            "inputs": self.inputs,
-            "states": self.states,
-            "outputs": self.outputs,
-            "activation": self.activation,
-            "constraint": None if self.constraint is None else repr(self.constraint),
-            "bias": self.b is not None,
-            "solver": repr(self.solver),
-            "backward": repr(self.backward),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ImplicitModel:
-        """The model of a ``config()``, with new weights.
-
-        Raises:
-            ValueError: If an entry can't be read.
-            TypeError: If an entry is missing or unknown.
-        """
-        options = {key: value for key, value in config.items() if key != "model"}
-        readers = {"solver": solvers.parse, "backward": backwards.parse, "constraint": constraints.parse}
-        for key, read in readers.items():
-            if options.get(key) is not None:
-                options[key] = read(options[key])
-        return cls(**options)
+    def _start(self, inputs: tuple[Any, ...]) -> Tensor:
+        return torch.zeros_like(inputs[0])
 
     def extra_repr(self) -> str:
         """Sizes, activation and strategies."""

@@ -1,0 +1,72 @@
+"""The models there are, small and in float64, one row each; test_architectures.py holds every row to the same facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from problems import normal
+from torch import nn
+
+from implicitnets.models import DEQ, ImplicitModel
+from implicitnets.solvers import Anderson, Broyden, Newton, Solver
+
+F64_TIGHT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-13, "max_steps": 500}
+SOLVERS: tuple[Solver, ...] = (Anderson(**F64_TIGHT), Broyden(**F64_TIGHT), Newton(**F64_TIGHT))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model for the table.
+
+    Attributes:
+        make: Builds a small model, at most about 30 state entries a sample; takes ``solver=`` and ``backward=``.
+        inputs: What it is called on: float64, a batch of 3.
+        solvers: Those that are to find its equilibrium, beside the model's own default.
+        unique: Whether it promises one equilibrium whatever its weights.
+        extreme: Sets weights to values far from the initial ones, for the test of that promise.
+        spread: Standard deviation of the random starts of that test.
+        smooth: Whether no kink is near, so that finite differences mean something.
+        saved: Whether it can be written down with ``config()``.
+    """
+
+    make: Callable[..., nn.Module]
+    inputs: Callable[[], Sequence[Any]]
+    solvers: tuple[Solver, ...] = SOLVERS
+    unique: bool = False
+    extreme: Callable[[Any], None] | None = None
+    spread: float = 3.0
+    smooth: bool = True
+    saved: bool = True
+
+
+def large(model: nn.Module) -> None:
+    """All weights a hundred times as large."""
+    for p in model.parameters():
+        p.data.mul_(100)
+
+
+class Cell(nn.Module):
+    """A cell of the user's own, which can't be written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recur, self.inject = nn.Linear(5, 5), nn.Linear(4, 5)
+        nn.init.uniform_(self.recur.weight, -0.15, 0.15)
+
+    def forward(self, z, x):
+        return (self.recur(z) + self.inject(x)).tanh()
+
+
+def vectors() -> Sequence[Any]:
+    return (normal(3, 4, dtype=torch.float64),)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "DEQ": Architecture(lambda **how: DEQ(Cell(), state_shape=(5,), **how), vectors, saved=False),
+    "ImplicitModel": Architecture(
+        lambda **how: ImplicitModel(4, 6, 2, activation="tanh", **how), vectors, unique=True, extreme=large
+    ),
+}

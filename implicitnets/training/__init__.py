@@ -7,10 +7,22 @@ import re
 from .. import values
 from .backprop import Backprop
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
+from .proxprop import ProxProp, ProxPropHandle, proxprop
 
-__all__ = ["Backprop", "GradientTrainer", "Loss", "Method", "Trainer", "Unsupported", "parse"]
+__all__ = [
+    "Backprop",
+    "GradientTrainer",
+    "Loss",
+    "Method",
+    "ProxProp",
+    "ProxPropHandle",
+    "Trainer",
+    "Unsupported",
+    "parse",
+    "proxprop",
+]
 
-CLASSES: dict[str, type[Method]] = {cls.__name__: cls for cls in (Backprop,)}
+CLASSES: dict[str, type[Method]] = {cls.__name__: cls for cls in (Backprop, ProxProp)}
 """All methods by name."""
 
 

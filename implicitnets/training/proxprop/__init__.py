@@ -1,0 +1,10 @@
+"""ProxProp (Frerix, Möllenhoff, Möller and Cremers 2018), for feed-forward and implicit models."""
+
+from __future__ import annotations
+
+from .constrained import Projection
+from .handle import ProxPropHandle
+from .method import ProxProp, proxprop
+from .sweep import Sweep
+
+__all__ = ["Projection", "ProxProp", "ProxPropHandle", "Sweep", "proxprop"]

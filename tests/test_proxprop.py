@@ -1,0 +1,753 @@
+"""ProxProp: the direction in .grad is the proximal step, on every path that leads to it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrizations, parametrize
+
+import implicitnets as inn
+from implicitnets import training
+from implicitnets.models import DEQ, ImplicitModel
+from implicitnets.solvers import Anderson, Dense, Picard
+from implicitnets.training import ProxProp, Unsupported, proxprop
+from implicitnets.training.proxprop.metric import Metric, cheaper
+
+TIGHT = Anderson(rtol=1e-12, atol=1e-13, max_steps=300)
+EXACT = inn.Implicit(solver=Dense(rtol=1e-12, atol=1e-13))
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Cell(nn.Module):
+    def __init__(self, inputs: int = 4, states: int = 6, scale: float = 0.5) -> None:
+        super().__init__()
+        self.recur, self.inject, self.scale = nn.Linear(states, states), nn.Linear(inputs, states), scale
+
+    def forward(self, z, x):
+        return torch.tanh(self.scale * self.recur(z) + self.inject(x))
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def deq(backward=EXACT) -> nn.Sequential:
+    return nn.Sequential(DEQ(Cell(), state_shape=(6,), solver=TIGHT, backward=backward), nn.Linear(6, 3))
+
+
+def implicit(constraint=None, backward=EXACT, **options) -> ImplicitModel:
+    return ImplicitModel(4, 6, 3, constraint=constraint, solver=TIGHT, backward=backward, activation="tanh", **options)
+
+
+def data(n: int = 9, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 4, generator=generator) * 2 + 1, torch.randint(3, (n,), generator=generator)
+
+
+def grads(model: nn.Module, x: Tensor, y: Tensor, loss=cross_entropy) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss(model(x), y).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def directions(model: nn.Module, x: Tensor, y: Tensor, loss=cross_entropy, **options) -> dict[str, Tensor]:
+    with proxprop(model, **options):
+        return grads(model, x, y, loss)
+
+
+def stacked(s: Tensor, g: Tensor, tau: float) -> Tensor:
+    """argmin over V of ½ ‖V‖² + (τ/2n) ‖SVᵀ‖² − ⟨G, V⟩ by least squares, without any normal equations of τ."""
+    n, q = s.shape
+    u = torch.linalg.pinv(s.T, rtol=1e-13) @ g.T  # G = (delta)ᵀS has such a delta
+    a = torch.cat([s * (tau / n) ** 0.5, torch.eye(q)])
+    b = torch.cat([u * (n / tau) ** 0.5, torch.zeros(q, g.shape[0])])
+    return torch.linalg.lstsq(a, b).solution.T
+
+
+def ones(x: Tensor) -> Tensor:
+    return torch.cat([x, torch.ones(len(x), 1)], 1)
+
+
+@pytest.mark.parametrize("tau", [1e-3, 1.0, 50.0, 1e4])
+@pytest.mark.parametrize(("n", "form"), [(4, "dual"), (60, "primal")])
+def test_it_is_the_stacked_least_squares_problem(tau, n, form):
+    net, (x, y) = mlp(), data(n)
+    g = grads(net, x, y)
+    s = {"0": ones(x), "2": ones(net[:2](x)).detach()}
+    assert cheaper(*s["0"].shape, 7) == form
+    v = directions(net, x, y, tau=tau)
+    for name, rows in s.items():
+        joint = torch.cat([g[f"{name}.weight"], g[f"{name}.bias"][:, None]], 1)
+        found = torch.cat([v[f"{name}.weight"], v[f"{name}.bias"][:, None]], 1)
+        torch.testing.assert_close(found, stacked(rows, joint, tau), rtol=1e-9, atol=1e-12)
+        assert not torch.allclose(found, joint, rtol=1e-6)
+    for name in ("4.weight", "4.bias"):
+        assert torch.equal(v[name], g[name])  # the head is explicit
+
+
+@pytest.mark.parametrize("make", [mlp, deq, implicit])
+@pytest.mark.parametrize("n", [4, 60])
+def test_all_forms_agree(make, n):
+    model, (x, y) = make(), data(n)
+    dual = directions(model, x, y, tau=20.0, method="dual", head="prox")
+    for options in ({"method": "primal"}, {"method": "cg", "cg_steps": 60}, {"method": "auto"}):
+        other = directions(model, x, y, tau=20.0, head="prox", **options)
+        for name, value in dual.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-8, atol=1e-12)
+
+
+def test_no_tau_is_the_gradient_and_a_large_one_takes_the_second_moments_out():
+    net, (x, y) = mlp(), data(60)
+    g, s = grads(net, x, y), ones(data(60)[0])
+    plain = directions(net, x, y, tau=0.0)
+    for name, value in g.items():
+        torch.testing.assert_close(plain[name], value)
+    v = directions(net, x, y, tau=1e9)
+    joint = torch.cat([g["0.weight"], g["0.bias"][:, None]], 1)
+    whitened = torch.linalg.solve(s.T @ s / 60, joint.T).T
+    torch.testing.assert_close(1e9 * v["0.weight"], whitened[:, :4], rtol=1e-5, atol=1e-8)
+
+
+def test_it_does_not_depend_on_the_size_of_the_batch():
+    x, y = data(5)
+    for model in (mlp(), deq(), implicit()):
+        once, twice = directions(model, x, y), directions(model, x.repeat(4, 1), y.repeat(4))
+        for name, value in once.items():
+            torch.testing.assert_close(twice[name], value, rtol=1e-7, atol=1e-10)
+
+
+def test_a_batch_of_sequences_has_a_row_for_each_position():
+    x, y = data(12)
+    flat, net = mlp(), None
+    net = copy.deepcopy(flat)
+
+    def loss(outputs, targets):
+        return cross_entropy(outputs.flatten(0, -2), targets)
+
+    expected = directions(flat, x, y)
+    for name, value in directions(net, x.reshape(3, 4, 4), y, loss).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+# Convolutions.
+
+
+class Patches(nn.Module):
+    """A convolution as a linear layer of patches that are cut out one by one."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.linear = nn.Linear(conv.weight[0].numel(), conv.out_channels)
+        with torch.no_grad():
+            self.linear.weight.copy_(conv.weight.flatten(1))
+            self.linear.bias.copy_(conv.bias)
+        self.size, self.stride, self.padding, self.dilation = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+
+    def forward(self, x):
+        x = nn.functional.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
+        (kh, kw), (dh, dw), (sh, sw) = self.size, self.dilation, self.stride
+        rows = range(0, x.shape[2] - dh * (kh - 1), sh)
+        columns = range(0, x.shape[3] - dw * (kw - 1), sw)
+        cut = [[x[:, :, i : i + dh * kh : dh, j : j + dw * kw : dw].flatten(1) for j in columns] for i in rows]
+        return self.linear(torch.stack([torch.stack(row, 1) for row in cut], 1)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"dilation": (1, 2), "padding": (2, 1)}], ids=str)
+def test_a_convolution_is_a_linear_layer_of_patches(options):
+    conv = nn.Conv2d(2, 3, (3, 2), **options)
+    x, tau = torch.randn(4, 2, 6, 7) + 1, 40.0
+    patches = Patches(conv)
+    torch.testing.assert_close(patches(x), conv(x))
+    weight = torch.randn_like(conv(x))
+    v, w = (directions(m, x, weight, lambda a, b: (a * b).mean(), tau=tau, head="prox") for m in (conv, patches))
+    torch.testing.assert_close(v["weight"].flatten(1), w["linear.weight"])
+    torch.testing.assert_close(v["bias"], w["linear.bias"])
+
+
+def test_a_convolution_in_one_dimension_is_one_in_two():
+    one, two = nn.Conv1d(3, 5, 4, padding=2, stride=2, dilation=2), nn.Conv2d(3, 5, (1, 4), padding=(0, 2), stride=2)
+    two = nn.Conv2d(3, 5, (1, 4), padding=(0, 2), stride=(1, 2), dilation=(1, 2))
+    with torch.no_grad():
+        two.weight.copy_(one.weight[:, :, None])
+        two.bias.copy_(one.bias)
+    x = torch.randn(6, 3, 11) + 1
+    v = directions(one, x, None, lambda a, _: a.sin().mean(), head="prox")
+    w = directions(two, x[:, :, None], None, lambda a, _: a.sin().mean(), head="prox")
+    torch.testing.assert_close(v["weight"], w["weight"][:, :, 0])
+    torch.testing.assert_close(v["bias"], w["bias"])
+
+
+def test_groups_are_convolutions_of_their_own():
+    both = nn.Conv2d(4, 6, 3, groups=2)
+    parts = [nn.Conv2d(2, 3, 3) for _ in range(2)]
+    x = torch.randn(3, 4, 5, 5) + 1
+    with proxprop(both, head="prox") as handle:
+        v = grads(both, x, None, lambda a, _: a.sin().sum())
+    assert handle.solves == 2
+    for i, part in enumerate(parts):
+        with torch.no_grad():
+            part.weight.copy_(both.weight[3 * i : 3 * i + 3])
+            part.bias.copy_(both.bias[3 * i : 3 * i + 3])
+        w = directions(part, x[:, 2 * i : 2 * i + 2], None, lambda a, _: a.sin().sum(), head="prox")
+        torch.testing.assert_close(v["weight"][3 * i : 3 * i + 3], w["weight"])
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "same"])
+def test_padding_is_that_of_the_layer(mode):
+    conv = nn.Conv2d(2, 3, 3, padding="same") if mode == "same" else nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode)
+    x, loss = torch.randn(4, 2, 5, 5) + 1, lambda a, _: a.sin().mean()
+    padded = nn.functional.pad(x, (1, 1, 1, 1), mode="constant" if mode == "same" else mode)
+    inner = nn.Conv2d(2, 3, 3)
+    inner.load_state_dict(conv.state_dict())
+    v, w = directions(conv, x, None, loss, head="prox"), directions(inner, padded, None, loss, head="prox")
+    torch.testing.assert_close(v["weight"], w["weight"])
+
+
+def test_many_patches_are_summed_up_in_portions(monkeypatch):
+    conv, x = nn.Conv2d(2, 3, 3), torch.randn(7, 2, 9, 9) + 1
+    expected = directions(conv, x, None, lambda a, _: a.sin().mean(), head="prox")
+    monkeypatch.setattr("implicitnets.training.proxprop.layers.LARGE", 2**11)
+    unfold, calls = nn.functional.unfold, []
+    monkeypatch.setattr(nn.functional, "unfold", lambda x, *a, **k: calls.append(len(x)) or unfold(x, *a, **k))
+    found = directions(conv, x, None, lambda a, _: a.sin().mean(), head="prox")
+    assert sum(calls) == 7
+    assert len(calls) > 2
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+# Implicit models.
+
+
+def test_an_implicit_model_has_one_system_of_state_input_and_one():
+    model, (x, y) = implicit(), data()
+    g, v = grads(model, x, y), directions(model, x, y, tau=7.0, head="prox")
+    state = model.state(x).detach()
+    s = torch.cat([state, x, torch.ones(9, 1)], 1)
+    p = torch.linalg.inv(torch.eye(11) + 7.0 * s.T @ s / 9)
+    for names in (("A", "B", "b"), ("C", "D", "c")):
+        joint, found = (torch.cat([t[k].reshape(len(t[k]), -1) for k in names], 1) for t in (g, v))
+        torch.testing.assert_close(found, joint @ p, rtol=1e-8, atol=1e-11)
+
+
+BACKWARDS = [EXACT, inn.Implicit(), inn.Unroll(steps=1), inn.Unroll(steps=3), inn.Unroll(steps=60, start="z0")]
+
+
+@pytest.mark.parametrize("backward", BACKWARDS, ids=str)
+def test_the_rows_of_a_deq_are_those_at_the_equilibrium(backward):
+    model, (x, y) = deq(backward), data()
+    g, v = grads(model, x, y), directions(model, x, y, tau=7.0)
+    z = model[0](x).detach()
+    for name, rows in (("recur", z), ("inject", x)):
+        s = ones(rows)
+        p = torch.linalg.inv(torch.eye(s.shape[1]) + 7.0 * s.T @ s / 9)
+        joint, found = (torch.cat([t[f"0.cell.{name}.weight"], t[f"0.cell.{name}.bias"][:, None]], 1) for t in (g, v))
+        torch.testing.assert_close(found, joint @ p, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("backward", BACKWARDS, ids=str)
+@pytest.mark.parametrize("make", [deq, implicit])
+def test_one_system_is_solved_for_each_layer_and_pass_whatever_the_backward(make, backward, monkeypatch):
+    model, (x, y) = make(backward=backward), data()
+    solved = []
+    original = Metric.solve
+    monkeypatch.setattr(Metric, "solve", lambda self, *args: solved.append(1) or original(self, *args))
+    layers = 2 if make is deq else 1
+    with proxprop(model) as handle:
+        for passes in (1, 2):
+            grads(model, x, y)
+            assert len(solved) == handle.solves == layers * passes
+
+
+def test_the_adjoint_equation_is_left_alone():
+    model, (x, y) = deq(inn.Implicit(solver=Picard(rtol=1e-10, max_steps=500))), data()
+    counts = []
+    for attach in (False, True):
+        if attach:
+            proxprop(model)
+        x.requires_grad_().grad = None
+        cross_entropy(model(x), y).backward()
+        counts.append((model[0].backward_solution.evaluations, model[0].backward_solution.steps, x.grad.clone()))
+    assert counts[0][0] == counts[1][0] > 5
+    assert torch.equal(counts[0][1], counts[1][1])
+    torch.testing.assert_close(counts[0][2], counts[1][2], rtol=1e-12, atol=0)
+
+
+class Noisy(Cell):
+    """A cell with a buffer that moves, and with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, z, x):
+        self.calls.add_(1)
+        return super().forward(nn.functional.dropout(z, 0.3), x)
+
+
+def test_neither_buffers_nor_random_numbers_are_touched():
+    states = []
+    for attach in (False, True):
+        torch.manual_seed(5)
+        model = nn.Sequential(DEQ(Noisy(), state_shape=(6,), solver=Picard(max_steps=300)), nn.Linear(6, 3))
+        x, y = data()
+        if attach:
+            proxprop(model)
+        g = grads(model, x, y)
+        states.append((model[0].cell.calls.clone(), torch.get_rng_state(), g["1.weight"]))
+    for a, b in zip(*states, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_sweeps_are_neumann_sums_and_converge_to_the_adjoint():
+    """The backward sweep of the penalty energy, looped on the cell: z ← z* − g − Wᵀ(h* − h), h ← h* − D(z* − z)."""
+    model, (x, y) = implicit(), data()
+    with torch.no_grad():
+        z, out = model.state(x), model(x)
+    g = (torch.softmax(out, 1) - torch.eye(3)[y]) / 9 @ model.C.detach()
+    d, w = 1 - z**2, model.A.detach()  # of tanh
+    start = torch.atanh(z)
+    h, s = start, torch.cat([z, x, torch.ones(9, 1)], 1)
+    p = torch.linalg.inv(torch.eye(11) + 7.0 * s.T @ s / 9)
+    for sweeps in range(1, 121):
+        h = start - d * (g + (start - h) @ w)
+        if sweeps in (1, 2, 5, 120):
+            direction = (start - h).T @ s @ p
+            for backward in [inn.Unroll(steps=sweeps)] + [EXACT] * (sweeps == 120):
+                model.backward = backward
+                v = directions(model, x, y, tau=7.0)
+                found = torch.cat([v["A"], v["B"], v["b"][:, None]], 1)
+                torch.testing.assert_close(found, direction, rtol=1e-7, atol=1e-10)
+
+
+# Parametrized weights.
+
+
+class Monotone(nn.Module):
+    """W = (1 − m) I − AᵀA + B − Bᵀ with B = A²."""
+
+    def forward(self, a):
+        return 0.5 * torch.eye(len(a)) - a.T @ a + (a @ a - (a @ a).T)
+
+
+class LowRank(nn.Module):
+    def forward(self, left, right):
+        return left @ right
+
+    def right_inverse(self, w):
+        return w[:, :2].clone(), w[:2].clone()
+
+
+def parametrized(kind: str) -> nn.Module:
+    cell = Cell(scale=0.3)
+    if kind == "inf_norm":
+        inn.constraints.inf_norm(cell.recur, "weight", 0.9)
+        with torch.no_grad():
+            cell.recur.parametrizations.weight.original.mul_(3)
+    elif kind == "rescale":
+        inn.constraints.inf_norm(cell.recur, "weight", 0.5, method="rescale")
+    elif kind == "spectral":
+        parametrizations.spectral_norm(cell.recur)
+    elif kind == "weight_norm":
+        parametrizations.weight_norm(cell.inject)
+    else:
+        form = Monotone() if kind == "monotone" else LowRank()
+        parametrize.register_parametrization(cell.recur, "weight", form, unsafe=True)
+    return nn.Sequential(DEQ(cell, state_shape=(6,), solver=TIGHT, backward=EXACT), nn.Linear(6, 3))
+
+
+KINDS = ["inf_norm", "rescale", "monotone", "low_rank", "spectral", "weight_norm"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_parametrized_weight_gets_its_gauss_newton_step(kind):
+    model, (x, y) = parametrized(kind).eval(), data()
+    g = grads(model, x, y)
+    v = directions(model, x, y, tau=7.0, cg_steps=200)
+    name = "inject" if kind == "weight_norm" else "recur"
+    layer = getattr(model[0].cell, name)
+    rows = ones((x if kind == "weight_norm" else model[0](x)).detach())
+    chain = layer.parametrizations.weight
+    leaves = {k: p.detach() for k, p in chain.named_parameters()}
+
+    def theta(flat):
+        parts = dict(zip(leaves, flat.split([p.numel() for p in leaves.values()]), strict=True))
+        return torch.func.functional_call(chain, {k: parts[k].reshape(p.shape) for k, p in leaves.items()}, ())
+
+    flat = torch.cat([p.flatten() for p in leaves.values()])
+    jacobian = torch.autograd.functional.jacobian(theta, flat).flatten(0, 1)
+    m, bias = layer.weight.shape[0], torch.eye(layer.weight.shape[0])
+    full = torch.zeros(m, rows.shape[1], len(flat) + m)  # d[W b] / d(leaves, b)
+    full[:, :-1, : len(flat)] = jacobian.reshape(m, -1, len(flat))
+    full[:, -1, len(flat) :] = bias
+    sigma = 7.0 * rows.T @ rows / 9
+    system = torch.eye(len(flat) + m) + torch.einsum("mqk,qr,mrl->kl", full, sigma, full)
+    order = [f"0.cell.{name}.parametrizations.weight.{k}" for k in leaves] + [f"0.cell.{name}.bias"]
+    right, found = (torch.cat([t[k].flatten() for k in order]) for t in (g, v))
+    torch.testing.assert_close(found, torch.linalg.solve(system, right), rtol=1e-6, atol=1e-10)
+    other = "recur" if kind == "weight_norm" else "inject"
+    assert not torch.allclose(v[f"0.cell.{other}.weight"], g[f"0.cell.{other}.weight"])
+
+
+def test_the_default_implicit_model_is_parametrized_and_taken():
+    model = implicit(inn.constraints.InfNorm(kappa=0.4))
+    with proxprop(model) as handle:
+        v = grads(model, *data())
+    g = grads(model, *data())
+    assert handle.weights == ["A", "B", "b"]
+    assert handle.solves == 1
+    assert not torch.allclose(v["parametrizations.A.original"], g["parametrizations.A.original"])
+    with pytest.raises(ValueError, match="parametrized"):
+        proxprop(model, method="dual")
+
+
+# Descent.
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_it_is_a_direction_of_descent_in_a_hundred_cases(seed):
+    """With the other nine seeds, a thousand: any model, parametrized or not, τ, batch, form and number of steps."""
+    torch.manual_seed(seed)
+    generator, worst = torch.Generator().manual_seed(seed), 1.0
+
+    def pick(options):
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    for case in range(100):
+        kind = pick(["mlp", "deq", "implicit", "conv", "bounded", *KINDS])
+        n, condition = pick([1, 3, 9, 40]), pick([1.0, 1e2, 1e4])
+        x = torch.randn(n, 4, generator=generator) * condition ** -torch.linspace(0, 1, 4) + pick([0.0, 3.0])
+        y = torch.randint(3, (n,), generator=generator)
+        if kind in ("mlp", "deq", "implicit"):
+            model = {"mlp": mlp, "deq": deq, "implicit": implicit}[kind]()
+        elif kind == "conv":
+            conv = [nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(27, 3)]
+            model = nn.Sequential(*conv)
+        elif kind == "bounded":
+            model = implicit(inn.constraints.InfNorm(kappa=pick([0.1, 0.5, 0.9])))
+        else:
+            model = parametrized(kind).eval()
+        free = kind in ("mlp", "deq", "implicit", "conv")
+        g = grads(model, x, y)
+        options = {"tau": pick([0.1, 10.0, 1e3, 1e5]), "cg_steps": pick([1, 2, 3, 7]), "head": pick(["prox", "explicit"])}
+        v = directions(model, x, y, method=pick(["auto", "cg"] + ["dual", "primal"] * free), **options)
+        a, b = (torch.cat([t.flatten() for t in tensors.values()]) for tensors in (g, v))
+        cosine = float(a @ b / (a.norm() * b.norm()))
+        assert cosine > 0, (case, kind, n, condition, options)
+        for name in g:  # and so for each layer
+            worst = min(worst, cosine)
+    assert worst < 0.95  # the cases do turn the gradient
+
+
+def test_pulling_a_direction_back_through_a_parametrization_can_ascend():
+    """Why a parametrized weight is not given J*(G P): a case where that goes up and the Gauss-Newton step down."""
+    generator, naive, ours = torch.Generator().manual_seed(0), [], []
+    for _ in range(60):
+        a = torch.randn(4, 4, generator=generator) * torch.logspace(0.5, -0.5, 4)
+        s = torch.randn(6, 4, generator=generator) * torch.logspace(1, -2, 4)
+        p = torch.linalg.inv(torch.eye(4) + 1e3 * s.T @ s / 6)
+        layer = nn.Linear(4, 4, bias=False)
+        parametrize.register_parametrization(layer, "weight", Monotone(), unsafe=True)
+        leaf = layer.parametrizations.weight.original
+        with torch.no_grad():
+            leaf.copy_(a)
+        delta = torch.randn(6, 4, generator=generator)
+        g = grads(layer, s, delta, lambda out, d: (out * d).sum())["parametrizations.weight.original"]
+        (pulled,) = torch.autograd.grad(Monotone()(leaf), leaf, delta.T @ s @ p)
+        v = directions(layer, s, delta, lambda out, d: (out * d).sum(), tau=1e3, cg_steps=5, head="prox")
+        naive.append(float((g * pulled).sum()))
+        ours.append(float((g * v["parametrizations.weight.original"]).sum()))
+    assert min(naive) < 0
+    assert min(ours) > 0
+
+
+def test_fixed_points_are_stationary():
+    """Where the gradient is zero so is the direction, and steps along it go where the gradient is zero."""
+    model, (x, _) = mlp(), data(6)
+    y = model(x).detach()
+
+    def loss(out, y):
+        return (out - y).square().mean()
+
+    assert all(v.abs().max() == 0 for v in directions(model, x, y, loss).values())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=300, tolerance_grad=1e-12, tolerance_change=1e-16)
+    with proxprop(model, tau=5.0):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, nesterov=True)
+        for _ in range(1500):
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+    assert max(g.abs().max() for g in grads(model, x, y, loss).values()) < 1e-6
+
+
+def test_jfb_is_safe_in_the_metric_where_it_is_not_without():
+    """One sweep, with the cotangents d that are worst for it: G = (I − Bᵀ)⁻¹ d, p = d SᵀS d (section 8.6 of the
+    derivation; ‖W‖₂ < 1)."""
+    generator, plain, metric = torch.Generator().manual_seed(0), 0, 0
+    for _ in range(30):
+        m, n = 5, 4
+        w = torch.randn(m, m, generator=generator)
+        w *= 0.95 / torch.linalg.matrix_norm(w, 2)
+        s = torch.randn(n, 9, generator=generator) * torch.logspace(0, -1.5, 9) + 0.5
+        d = torch.rand(n, m, generator=generator)  # slopes of the activation
+        adjoint = torch.linalg.inv(torch.eye(n * m) - torch.block_diag(*(d[i, :, None] * w.T for i in range(n))))
+        for weight in (torch.eye(n), torch.linalg.inv(torch.eye(n) + 1e4 * s @ s.T / n)):
+            form = torch.kron(weight @ s @ s.T, torch.eye(m)) @ adjoint
+            lowest = float(torch.linalg.eigvalsh(form + form.T).min())
+            if weight is not None and torch.equal(weight, torch.eye(n)):
+                plain += lowest < 0
+            else:
+                metric += lowest < -1e-9
+    assert plain > 20
+    assert metric == 0
+
+
+# Use.
+
+
+@pytest.mark.parametrize("method", ["dual", "primal", "cg"])
+@pytest.mark.parametrize("scale", [1e-8, 1e6])
+def test_it_is_linear_in_the_loss(method, scale):
+    model, (x, y) = mlp(), data()
+    v = directions(model, x, y, method=method)
+    scaled = directions(model, x, y, lambda a, b: scale * cross_entropy(a, b), method=method)
+    for name, value in v.items():
+        torch.testing.assert_close(scaled[name] / scale, value)
+
+
+def test_tiny_gradients_in_single_precision_are_turned_too():
+    torch.set_default_dtype(torch.float32)
+    model, (x, y) = mlp(), data()
+    for method in ("cg", "auto"):
+        v = directions(model, x, y, method=method)
+        tiny = directions(model, x, y, lambda a, b: 1e-30 * cross_entropy(a, b), method=method)
+        torch.testing.assert_close(tiny["0.weight"] / 1e-30, v["0.weight"], rtol=1e-3, atol=1e-5)
+
+
+def test_single_precision_keeps_four_digits_even_for_an_ill_conditioned_layer():
+    x, y = data(40)
+    x = x * torch.logspace(0, -2, 4) + 5
+    for form in ("dual", "primal"):
+        torch.set_default_dtype(torch.float64)
+        model = mlp()
+        exact = directions(model, x, y, tau=100.0, method=form)
+        torch.set_default_dtype(torch.float32)
+        single = directions(model.float(), x.float(), y, tau=100.0, method=form)
+        error = (single["0.weight"].double() - exact["0.weight"]).norm() / exact["0.weight"].norm()
+        assert error < 1e-4
+
+
+def test_accumulated_passes_add_their_directions():
+    model, (x, y), (x2, y2) = deq(), data(), data(seed=7)
+    first, second = directions(model, x, y), directions(model, x2, y2)
+    with proxprop(model):
+        model.zero_grad()
+        for inputs, targets in ((x, y), (x2, y2)):
+            cross_entropy(model(inputs), targets).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, first[name] + second[name])
+
+
+def test_two_calls_in_one_loss_have_the_rows_of_both():
+    model, (x, y), (x2, y2) = implicit(), data(), data(seed=7)
+    both = directions(model, torch.cat([x, x2]), torch.cat([y, y2]))
+    with proxprop(model):
+        model.zero_grad()
+        (cross_entropy(model(x), y) / 2 + cross_entropy(model(x2), y2) / 2).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, both[name], rtol=1e-8, atol=1e-11)
+
+
+def test_forward_passes_that_are_not_differentiated_leave_no_trace():
+    model, (x, y) = mlp(), data()
+    expected = directions(model, x, y)
+    with proxprop(model):
+        model(data(50, seed=3)[0])
+        torch.autograd.grad(model(data(50, seed=4)[0]).sum(), model[0].weight)
+        found = grads(model, x, y)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value)
+
+
+def test_autograd_grad_returns_gradients():
+    model, (x, y) = deq(), data()
+    expected = grads(model, x, y)
+    model.zero_grad()
+    with proxprop(model):
+        found = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+    for value, name in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, expected[name])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_it_goes_away():
+    model, (x, y) = deq(), data()
+    expected = grads(model, x, y)
+    handle = proxprop(model)
+    assert not torch.allclose(grads(model, x, y)["0.cell.recur.weight"], expected["0.cell.recur.weight"])
+    handle.remove()
+    assert all(torch.equal(value, expected[name]) for name, value in grads(model, x, y).items())
+    with handle:
+        assert handle.attach() is handle  # once is enough
+        assert not torch.allclose(grads(model, x, y)["0.cell.recur.weight"], expected["0.cell.recur.weight"])
+    assert all(torch.equal(value, expected[name]) for name, value in grads(model, x, y).items())
+
+
+@pytest.mark.parametrize("make", [mlp, deq, implicit])
+def test_it_composes_with_adam_clipping_and_a_schedule(make):
+    """Training with the hooks equals training where the directions are put into .grad by hand."""
+    torch.manual_seed(3)
+    ours, (x, y) = make(), data(30)
+    by_hand = copy.deepcopy(ours)
+    runs = []
+    for model, hooked in ((ours, True), (by_hand, False)):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+        handle = proxprop(model, tau=30.0) if hooked else None
+        for _ in range(6):
+            if hooked:
+                optimizer.zero_grad()
+                cross_entropy(model(x), y).backward()
+            else:
+                for (_, value), p in zip(directions(model, x, y, tau=30.0).items(), model.parameters(), strict=True):
+                    p.grad = value
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-2)
+            optimizer.step()
+            schedule.step()
+        runs.append([p.detach() for p in model.parameters()])
+        if handle is not None:
+            assert handle.solves == 6 * (2 if make in (mlp, deq) else 1)
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_running_average_is_that_of_the_second_moments():
+    model, tau, ema = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), 5.0, 0.7
+    sigma, weight = torch.zeros(5, 5), 0.0
+    handle = proxprop(model, tau=tau, ema=ema)
+    for seed in range(4):
+        x, y = data(seed=seed)
+        s = ones(x)
+        sigma, weight = ema * sigma + (1 - ema) * s.T @ s / 9, ema * weight + 1 - ema
+        found = grads(model, x, y)
+        handle.remove()
+        g = grads(model, x, y)
+        handle.attach()
+        joint = torch.cat([g["0.weight"], g["0.bias"][:, None]], 1)
+        expected = torch.linalg.solve(torch.eye(5) + tau * sigma / weight, joint.T).T
+        torch.testing.assert_close(found["0.weight"], expected[:, :4])
+    other = ProxProp(tau=tau, ema=ema).attach(copy.deepcopy(model))
+    other.load_state_dict(handle.state_dict())
+    torch.testing.assert_close(other.state_dict(), handle.state_dict())
+    assert len(handle.state_dict()) == 2
+
+
+def test_infinite_gradients_stay_for_a_loss_scaler_to_see():
+    model, (x, y) = mlp(), data()
+    v = directions(model, x, y, lambda a, b: cross_entropy(a, b) * torch.inf)
+    assert not any(value.isfinite().all() for value in v.values())
+
+
+def test_a_matrix_without_a_factor_is_solved_by_conjugate_gradients():
+    s, g = torch.randn(9, 5), torch.randn(3, 5)
+    expected = Metric(5.0, rows=s).solve(g, "primal")
+    for method in ("dual", "primal"):
+        broken = Metric(5.0, rows=s)
+        broken._gram = lambda form: torch.full((9, 9) if form == "dual" else (5, 5), -1.0)
+        with pytest.warns(RuntimeWarning, match="could not be factored"):
+            torch.testing.assert_close(broken.solve(g, method), expected)
+
+
+def test_a_weight_used_without_its_layer_stays_plain_and_says_so():
+    model, (x, y) = mlp(), data()
+    with proxprop(model), pytest.warns(RuntimeWarning, match=r"'0' were used without calling it"):
+        cross_entropy(model[1:](nn.functional.linear(x, model[0].weight, model[0].bias)), y).backward()
+
+
+def test_frozen_weights_have_no_columns():
+    model, (x, y) = mlp(), data()
+    model[0].bias.requires_grad_(False)
+    g, v = grads(model, x, y), directions(model, x, y, tau=3.0)
+    expected = torch.linalg.solve(torch.eye(4) + 3.0 * x.T @ x / 9, g["0.weight"].T).T
+    torch.testing.assert_close(v["0.weight"], expected)
+    assert "0.bias" not in v
+
+
+def test_a_graph_of_directions_is_refused():
+    model, (x, y) = mlp(), data()
+    with proxprop(model), pytest.raises(RuntimeError, match="create_graph"):
+        cross_entropy(model(x), y).backward(create_graph=True)
+
+
+def test_models_can_be_copied_while_the_hooks_are_on():
+    model, (x, y) = deq(), data()
+    expected = grads(model, x, y)
+    with proxprop(model):
+        other = copy.deepcopy(model)
+    torch.testing.assert_close(grads(other, x, y), expected)
+
+
+BAD = [
+    ({"tau": -1.0}, "tau"),
+    ({"tau": float("nan")}, "tau"),
+    ({"method": "lu"}, "method"),
+    ({"cg_steps": 0}, "cg_steps"),
+    ({"ema": 1.0}, "ema"),
+    ({"ema": 0.9, "method": "dual"}, "ema"),
+    ({"head": "both"}, "head"),
+]
+
+
+@pytest.mark.parametrize(("options", "name"), BAD, ids=str)
+def test_bad_options_are_named(options, name):
+    with pytest.raises(ValueError, match=name):
+        proxprop(mlp(), **options)
+
+
+def test_models_that_it_can_not_take_are_refused():
+    with pytest.raises(TypeError, match=r"nn\.Module"):
+        proxprop(lambda x: x)
+    with pytest.raises(ValueError, match="head='prox'"):
+        proxprop(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="no layer"):
+        proxprop(nn.LayerNorm(3))
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match="'0' and '1' share"):
+        proxprop(tied)
+    nested = nn.Sequential(nn.Linear(6, 6), DEQ(Cell(), state_shape=(6,)))
+    with pytest.raises(ValueError, match="inside the cell"):
+        proxprop(nn.Sequential(DEQ(nested), nn.Linear(6, 2)))
+    with pytest.raises(TypeError, match="taus"):
+        proxprop(mlp(), taus=1)
+    with pytest.raises(Unsupported, match="no layer"):
+        ProxProp().trainer(nn.LayerNorm(3), cross_entropy, lr=0.1)
+
+
+def test_it_is_a_method_by_name():
+    assert training.parse("proxprop") == ProxProp()
+    assert training.parse("ProxProp(tau=3, method='cg')") == ProxProp(tau=3, method="cg")
+
+
+def test_a_trainer_leaves_no_hooks():
+    model, (x, y) = deq(), data()
+    expected = grads(model, x, y)
+    ProxProp().trainer(model, cross_entropy, lr=0.0).step(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(grads(model, x, y), expected)

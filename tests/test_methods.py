@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy
 
 from implicitnets import data, training
 from implicitnets.models import ImplicitModel
-from implicitnets.training import Backprop, Method
+from implicitnets.training import Backprop, Method, ProxProp
 
-METHODS: dict[str, Method] = {"backprop": Backprop()}
+METHODS: dict[str, Method] = {"backprop": Backprop(), "proxprop": ProxProp()}
 """One row for each, under the name that the command line knows it by."""
 EACH = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 

@@ -16,7 +16,7 @@ from implicitnets import training
 from implicitnets.models import DEQ, ImplicitModel
 from implicitnets.solvers import Anderson, Dense, Picard
 from implicitnets.training import ProxProp, Unsupported, proxprop
-from implicitnets.training.proxprop.metric import Metric, cheaper
+from implicitnets.training.proximal.metric import Metric, cheaper
 
 TIGHT = Anderson(rtol=1e-12, atol=1e-13, max_steps=300)
 EXACT = inn.Implicit(solver=Dense(rtol=1e-12, atol=1e-13))
@@ -81,13 +81,12 @@ def ones(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("tau", [1e-3, 1.0, 50.0, 1e4])
-@pytest.mark.parametrize(("n", "form"), [(4, "dual"), (60, "primal")])
+@pytest.mark.parametrize(("n", "form"), [(3, "dual"), (4, "primal"), (60, "dual"), (60, "primal")])
 def test_it_is_the_stacked_least_squares_problem(tau, n, form):
     net, (x, y) = mlp(), data(n)
     g = grads(net, x, y)
     s = {"0": ones(x), "2": ones(net[:2](x)).detach()}
-    assert cheaper(*s["0"].shape, 7) == form
-    v = directions(net, x, y, tau=tau)
+    v = directions(net, x, y, tau=tau, method=form)
     for name, rows in s.items():
         joint = torch.cat([g[f"{name}.weight"], g[f"{name}.bias"][:, None]], 1)
         found = torch.cat([v[f"{name}.weight"], v[f"{name}.bias"][:, None]], 1)
@@ -106,6 +105,14 @@ def test_all_forms_agree(make, n):
         other = directions(model, x, y, tau=20.0, head="prox", **options)
         for name, value in dual.items():
             torch.testing.assert_close(other[name], value, rtol=1e-8, atol=1e-12)
+
+
+def test_the_cheaper_form_is_taken():
+    assert cheaper(100, 3000, 500) == "dual"
+    assert cheaper(5000, 500, 500) == "primal"
+    metric = Metric(1.0, rows=torch.randn(5, 40))
+    metric.solve(torch.randn(3, 40))
+    assert list(metric._factors) == ["dual"]
 
 
 def test_no_tau_is_the_gradient_and_a_large_one_takes_the_second_moments_out():
@@ -218,7 +225,7 @@ def test_padding_is_that_of_the_layer(mode):
 def test_many_patches_are_summed_up_in_portions(monkeypatch):
     conv, x = nn.Conv2d(2, 3, 3), torch.randn(7, 2, 9, 9) + 1
     expected = directions(conv, x, None, lambda a, _: a.sin().mean(), head="prox")
-    monkeypatch.setattr("implicitnets.training.proxprop.layers.LARGE", 2**11)
+    monkeypatch.setattr("implicitnets.training.proximal.layers.LARGE", 2**11)
     unfold, calls = nn.functional.unfold, []
     monkeypatch.setattr(nn.functional, "unfold", lambda x, *a, **k: calls.append(len(x)) or unfold(x, *a, **k))
     found = directions(conv, x, None, lambda a, _: a.sin().mean(), head="prox")
@@ -418,7 +425,7 @@ def test_the_default_implicit_model_is_parametrized_and_taken():
 
 @pytest.mark.parametrize("seed", range(10))
 def test_it_is_a_direction_of_descent_in_a_hundred_cases(seed):
-    """With the other nine seeds, a thousand: any model, parametrized or not, τ, batch, form and number of steps."""
+    """With the other nine seeds, a thousand: parametrized and constrained models among them."""
     torch.manual_seed(seed)
     generator, worst = torch.Generator().manual_seed(seed), 1.0
 
@@ -426,29 +433,46 @@ def test_it_is_a_direction_of_descent_in_a_hundred_cases(seed):
         return options[int(torch.randint(len(options), (), generator=generator))]
 
     for case in range(100):
-        kind = pick(["mlp", "deq", "implicit", "conv", "bounded", *KINDS])
+        kind = pick(["mlp", "deq", "implicit", "conv", "bounded", "projected", *KINDS])
         n, condition = pick([1, 3, 9, 40]), pick([1.0, 1e2, 1e4])
         x = torch.randn(n, 4, generator=generator) * condition ** -torch.linspace(0, 1, 4) + pick([0.0, 3.0])
         y = torch.randint(3, (n,), generator=generator)
         if kind in ("mlp", "deq", "implicit"):
             model = {"mlp": mlp, "deq": deq, "implicit": implicit}[kind]()
         elif kind == "conv":
-            conv = [nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(27, 3)]
-            model = nn.Sequential(*conv)
+            convolution = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=1), nn.Tanh())
+            model = nn.Sequential(*convolution, nn.Flatten(), nn.Linear(27, 3))
+        elif kind == "projected":
+            model = implicit()
+            with torch.no_grad():
+                model.A.copy_(inn.constraints.InfNorm(kappa=0.4)(2 * model.A))
         elif kind == "bounded":
             model = implicit(inn.constraints.InfNorm(kappa=pick([0.1, 0.5, 0.9])))
         else:
             model = parametrized(kind).eval()
         free = kind in ("mlp", "deq", "implicit", "conv")
         g = grads(model, x, y)
-        options = {"tau": pick([0.1, 10.0, 1e3, 1e5]), "cg_steps": pick([1, 2, 3, 7]), "head": pick(["prox", "explicit"])}
-        v = directions(model, x, y, method=pick(["auto", "cg"] + ["dual", "primal"] * free), **options)
-        a, b = (torch.cat([t.flatten() for t in tensors.values()]) for tensors in (g, v))
+        options = {"tau": pick([0.1, 10.0, 1e3, 1e5]), "cg_steps": pick([1, 2, 3, 7])}
+        options |= {"head": pick(["prox", "explicit"]), "method": pick(["auto", "cg"] + ["dual", "primal"] * free)}
+        v = constrained(model, x, y, options["tau"]) if kind == "projected" else directions(model, x, y, **options)
+        a, b = (torch.cat([tensors[name].flatten() for name in v]) for tensors in (g, v))
         cosine = float(a @ b / (a.norm() * b.norm()))
         assert cosine > 0, (case, kind, n, condition, options)
-        for name in g:  # and so for each layer
-            worst = min(worst, cosine)
-    assert worst < 0.95  # the cases do turn the gradient
+        worst = min(worst, cosine)
+    assert worst < 0.1  # the cases do turn the gradient
+
+
+def constrained(model: ImplicitModel, x: Tensor, y: Tensor, tau: float) -> dict[str, Tensor]:
+    """Minus the change of A, B and b by a step of size 1 from a feasible point and the projection after it."""
+    names = ("A", "B", "b")
+    before = {name: getattr(model, name).detach().clone() for name in names}
+    with proxprop(model, tau=tau) as handle:
+        v = grads(model, x, y)
+        with torch.no_grad():
+            for name in names:
+                getattr(model, name).sub_(v[name])
+        handle.project("A", 0.4, rtol=1e-9, max_steps=20_000)
+    return {name: before[name] - getattr(model, name).detach() for name in names}
 
 
 def test_pulling_a_direction_back_through_a_parametrization_can_ascend():
@@ -474,47 +498,53 @@ def test_pulling_a_direction_back_through_a_parametrization_can_ascend():
 
 
 def test_fixed_points_are_stationary():
-    """Where the gradient is zero so is the direction, and steps along it go where the gradient is zero."""
-    model, (x, _) = mlp(), data(6)
-    y = model(x).detach()
+    """The direction is zero exactly where the gradient is (proposition 3): ‖V‖ ≥ ‖G‖ / (1 + τ λ), λ of SᵀS/n."""
+    net, (x, _), tau = mlp(), data(6), 5.0
+    y = net(x).detach()
 
     def loss(out, y):
         return (out - y).square().mean()
 
-    assert all(v.abs().max() == 0 for v in directions(model, x, y, loss).values())
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=300, tolerance_grad=1e-12, tolerance_change=1e-16)
-    with proxprop(model, tau=5.0):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, nesterov=True)
-        for _ in range(1500):
-            optimizer.zero_grad()
-            loss(model(x), y).backward()
-            optimizer.step()
-    assert max(g.abs().max() for g in grads(model, x, y, loss).values()) < 1e-6
+    assert all(v.abs().max() == 0 for v in directions(net, x, y, loss).values())
+    for scale in (1e-6, 1.0):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(scale * torch.randn_like(p))
+        largest = torch.linalg.matrix_norm(ones(x), 2) ** 2 / 6
+        g, v = grads(net, x, y, loss), directions(net, x, y, loss, tau=tau)
+        size, turned = (sum(t[k].square().sum() for k in ("0.weight", "0.bias")).sqrt() for t in (g, v))
+        assert 0 < size / (1 + tau * largest) * (1 - 1e-9) <= turned < size
 
 
-def test_jfb_is_safe_in_the_metric_where_it_is_not_without():
-    """One sweep, with the cotangents d that are worst for it: G = (I − Bᵀ)⁻¹ d, p = d SᵀS d (section 8.6 of the
-    derivation; ‖W‖₂ < 1)."""
-    generator, plain, metric = torch.Generator().manual_seed(0), 0, 0
-    for _ in range(30):
-        m, n = 5, 4
-        w = torch.randn(m, m, generator=generator)
-        w *= 0.95 / torch.linalg.matrix_norm(w, 2)
-        s = torch.randn(n, 9, generator=generator) * torch.logspace(0, -1.5, 9) + 0.5
-        d = torch.rand(n, m, generator=generator)  # slopes of the activation
-        adjoint = torch.linalg.inv(torch.eye(n * m) - torch.block_diag(*(d[i, :, None] * w.T for i in range(n))))
-        for weight in (torch.eye(n), torch.linalg.inv(torch.eye(n) + 1e4 * s @ s.T / n)):
-            form = torch.kron(weight @ s @ s.T, torch.eye(m)) @ adjoint
-            lowest = float(torch.linalg.eigvalsh(form + form.T).min())
-            if weight is not None and torch.equal(weight, torch.eye(n)):
-                plain += lowest < 0
-            else:
-                metric += lowest < -1e-9
-    assert plain > 20
-    assert metric == 0
+def test_one_sweep_is_safe_in_the_metric_where_it_is_not_without():
+    """Unroll(steps=1) finds the cotangent d, and the exact gradient is that of (I − B)⁻¹ d, B = blockdiag(Dᵢ Wᵀ).
+
+    The product of the gradient with the direction dᵀS, or dᵀ (I + τ SSᵀ/n)⁻¹ S, is a quadratic form in d. With
+    ‖W‖₂ < 1, S of full row rank and a large τ it has no negative value: here are the losses with its lowest ones.
+    """
+    model, n, m, ascents = ImplicitModel(4, 6, 6, constraint=None, solver=TIGHT, activation="tanh"), 4, 6, 0
+    for seed in range(20):
+        x = data(n, seed)[0] * torch.logspace(0, -1.5, 4)
+        with torch.no_grad():
+            model.A.copy_(torch.randn(m, m))
+            model.A.mul_(0.95 / torch.linalg.matrix_norm(model.A, 2))
+            model.C.copy_(torch.eye(m))
+            z = model.state(x)
+        slopes, s = 1 - z**2, torch.cat([z, x, torch.ones(n, 1)], 1)
+        b = torch.block_diag(*(slope[:, None] * model.A.detach().T for slope in slopes))
+        kernel, products = s @ s.T, {}
+        for turned in (False, True):
+            inner = torch.linalg.solve(torch.eye(n) + 1e5 * kernel / n, kernel) if turned else kernel
+            form = torch.kron(inner.contiguous(), torch.eye(m)) @ torch.linalg.inv(torch.eye(n * m) - b)
+            d = torch.linalg.eigh(form + form.T).eigenvectors[:, 0].reshape(n, m)
+            model.backward = EXACT
+            exact = grads(model, x, d / slopes, lambda out, g: (out * g).sum())
+            model.backward = inn.Unroll(steps=1)
+            v = directions(model, x, d / slopes, lambda out, g: (out * g).sum(), tau=1e5 * turned)
+            products[turned] = sum(float((exact[k] * v[k]).sum()) for k in ("A", "B", "b"))
+        ascents += products[False] < 0
+        assert products[True] > 0
+    assert ascents > 5
 
 
 # Use.

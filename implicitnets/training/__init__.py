@@ -7,7 +7,7 @@ import re
 from .. import values
 from .backprop import Backprop
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
-from .proxprop import ProxProp, ProxPropHandle, proxprop
+from .proximal import ProxProp, ProxPropHandle, proxprop
 
 __all__ = [
     "Backprop",

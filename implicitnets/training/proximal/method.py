@@ -37,6 +37,7 @@ class ProxProp(Method):
     conjugate gradients: a direction of descent after any number of steps.
 
     Example:
+        >>> import torch
         >>> from implicitnets.models import ImplicitModel
         >>> model = ImplicitModel(inputs=64, states=32, outputs=10)
         >>> optimizer = torch.optim.Adam(model.parameters())
@@ -161,6 +162,8 @@ def proxprop(model: nn.Module, **options: Any) -> ProxPropHandle:
     """``ProxProp(**options).attach(model)``: from now on ``backward()`` leaves proximal directions in ``.grad``.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
         >>> x = torch.randn(5, 8)
         >>> with proxprop(net, tau=10) as handle:

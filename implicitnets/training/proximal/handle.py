@@ -1,36 +1,22 @@
-"""Hooks that make ``backward()`` leave proximal directions in place of gradients."""
+"""What holds the hooks by which ``backward()`` leaves proximal directions in place of gradients."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
-from torch.utils.hooks import RemovableHandle
 
-from ...models import DEQ, ImplicitModel
 from .average import Average
 from .constrained import Projection, project
-from .discovery import Found, find, layer_input, replay
+from .discovery import Found, find
 from .gauss_newton import gauss_newton
 from .layers import Layer
 from .metric import Metric, working
+from .recorder import Pass, Recorder
 
 __all__ = ["ProxPropHandle"]
-
-
-@dataclass
-class _Pass:
-    """What is seen of one backward pass: inputs of layers by calls, equilibria, and gradients from before it."""
-
-    records: dict[Layer, dict[int, tuple[Tensor, ...]]] = field(default_factory=dict)
-    equilibria: dict[int, tuple[DEQ, Any, tuple[Any, ...]]] = field(default_factory=dict)
-    before: dict[nn.Parameter, Tensor | None] = field(default_factory=dict)
 
 
 class ProxPropHandle:
@@ -56,8 +42,7 @@ class ProxPropHandle:
                     "method='auto' or 'cg'"
                 )
         self.solves = 0
-        self._passes: dict[int, _Pass] = {}
-        self._hooks: list[RemovableHandle] = []
+        self._recorder = Recorder(self._found, self._settle)
         self._metrics: dict[Layer, list[Metric]] = {}
         self._duals: dict[str, Tensor] = {}
 
@@ -67,24 +52,12 @@ class ProxPropHandle:
 
     def attach(self) -> ProxPropHandle:
         """Register the hooks, if they are not; returns itself."""
-        if self._hooks:
-            return self
-        found, add = self._found, self._hooks.append
-        for module, layer in found.direct.items():
-            add(module.register_forward_hook(partial(self._saw_layer, layer), with_kwargs=True))
-        for model, layers in found.equilibria.items():
-            add(model.register_forward_hook(partial(self._saw_model, layers), with_kwargs=True))
-        for deq in found.cells:
-            add(deq.register_forward_hook(self._saw_deq))
-        for layer in found.layers:
-            for leaf in layer.leaves:
-                add(leaf.register_hook(partial(self._saw_gradient, leaf)))
+        self._recorder.attach()
         return self
 
     def remove(self) -> None:
         """Take the hooks away: gradients are gradients again."""
-        while self._hooks:
-            self._hooks.pop().remove()
+        self._recorder.remove()
 
     def __enter__(self) -> ProxPropHandle:
         return self.attach()
@@ -174,76 +147,19 @@ class ProxPropHandle:
             raise ValueError(f"no weight that can be projected is called {name!r}. There are: {', '.join(known)}")
         return known[name]
 
-    # What the hooks do.
-
-    def _pass(self) -> _Pass:
-        """The record of the backward pass that is running."""
-        key = torch._C._current_graph_task_id()
-        if key not in self._passes:
-            self._passes[key] = _Pass()
-            torch.autograd.Variable._execution_engine.queue_callback(partial(self._settle, key))
-        return self._passes[key]
-
-    def _saw_layer(
-        self, layer: Layer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        if output.requires_grad:
-            output.register_hook(partial(self._record, [layer], (layer_input(args, kwargs).detach(),)))
-
-    def _saw_model(
-        self,
-        layers: Sequence[Layer],
-        model: ImplicitModel,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Tensor,
-    ) -> None:
-        if output.requires_grad and model.forward_solution is not None:
-            u = args[0] if args else kwargs["u"]
-            output.register_hook(partial(self._record, layers, (model.forward_solution.value, u.detach())))
-
-    def _saw_deq(self, deq: DEQ, inputs: tuple[Any, ...], output: Any) -> None:
-        if deq.forward_solution is None:
-            return
-        call = (deq, deq.forward_solution.value, _pytree.tree_map_only(Tensor, torch.detach, inputs))
-        for leaf in _pytree.tree_leaves(output):
-            if leaf.requires_grad:
-                leaf.register_hook(partial(self._record_deq, call))
-
-    def _record(self, layers: Sequence[Layer], inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        for layer in layers:
-            self._pass().records.setdefault(layer, {})[id(inputs)] = inputs
-
-    def _record_deq(self, call: tuple[DEQ, Any, tuple[Any, ...]], _: Tensor) -> None:
-        self._pass().equilibria[id(call)] = call
-
-    def _saw_gradient(self, leaf: nn.Parameter, _: Tensor) -> None:
-        before = self._pass().before
-        if leaf not in before:
-            before[leaf], leaf.grad = leaf.grad, None  # so that what arrives is of this pass alone
-
-    def _settle(self, key: int) -> None:
-        """At the end of a pass: the gradients that arrived become directions, and are added to those from before."""
-        seen = self._passes.pop(key)
+    def _settle(self, seen: Pass) -> None:
+        """Turn the gradients that arrived in a pass into directions, and add them to those from before."""
         arrived = {leaf for leaf in seen.before if leaf.grad is not None}
         layers = [layer for layer in self._found.layers if not arrived.isdisjoint(layer.leaves)]
         try:
-            self._replay(seen, layers)
+            inputs = seen.inputs(self._found, layers)
             with torch.no_grad():
                 for layer in layers:
-                    self._change(layer, list(seen.records.get(layer, {}).values()))
+                    self._change(layer, inputs.get(layer, []))
         finally:
             for leaf, old in seen.before.items():
                 if old is not None:
                     leaf.grad = old if leaf.grad is None else old + leaf.grad
-
-    def _replay(self, seen: _Pass, layers: Sequence[Layer]) -> None:
-        """Find the inputs of layers at equilibria."""
-        for deq, z, inputs in seen.equilibria.values():
-            cell = {module: layer for module, layer in self._found.cells[deq].items() if layer in layers}
-            for layer, calls in (replay(deq, cell, z, inputs) if cell else {}).items():
-                for x in calls:
-                    seen.records.setdefault(layer, {})[id(x)] = (x,)
 
     def _change(self, layer: Layer, records: Sequence[tuple[Tensor, ...]]) -> None:
         """Put directions in place of the gradients of a layer.

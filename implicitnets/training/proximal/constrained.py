@@ -16,6 +16,12 @@ from .metric import Metric
 __all__ = ["Projection", "project"]
 
 
+RELAXATION = 1.6
+"""Over-relaxation (Boyd et al. 2011, section 3.4.3)."""
+PERIOD, ADAPTED = 10, 400
+"""Every so many of the first so many steps, the penalty of a row is balanced to its residuals (section 3.4.1)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Projection:
     """The nearest matrix whose rows are feasible, found for each row.
@@ -49,8 +55,8 @@ def project(
 
     The other columns F are free, so they are eliminated: with A the columns in question and M in blocks, A⁺ is the
     projection in the metric M_AA − M_AF M_FF⁻¹ M_FA, and F⁺ = F − (A⁺ − A) M_AF M_FF⁻¹. The projection is found by the
-    alternating direction method of multipliers (Boyd et al. 2011, section 5.2), whose linear systems are those of one
-    eigendecomposition for all rows and steps.
+    alternating direction method of multipliers (Boyd et al. 2011, "Distributed optimization and statistical learning",
+    section 5), with a penalty for each row. One eigendecomposition serves all rows, steps and penalties.
 
     Args:
         theta: Θ, of shape (m, q).
@@ -78,9 +84,9 @@ def project(
         value[:, columns] = ball(theta[:, columns])
     else:
         reduced, coupling = _eliminate(metric, columns, theta.shape[1])
-        y0 = None if start is None else start[outside].to(here)
-        a, y, taken, left = _alternate(here[outside], reduced, ball, y0, rtol, max_steps)
-        dual[outside], steps[outside], residual[outside] = y, taken, left.to(residual)
+        before = None if start is None else start[outside].to(here)
+        a, u, taken, left = _alternate(here[outside], reduced, ball, before, rtol, max_steps)
+        dual[outside], steps[outside], residual[outside] = u, taken, left.to(residual)
         free = torch.ones(theta.shape[1], dtype=torch.bool, device=theta.device)
         free[columns] = False
         moved = torch.zeros_like(here)
@@ -121,28 +127,32 @@ def _eliminate(metric: Metric, columns: slice, width: int) -> tuple[Tensor, Tens
 
 
 def _alternate(
-    v: Tensor, m: Tensor, ball: InfNorm, y0: Tensor | None, rtol: float, max_steps: int
+    v: Tensor, m: Tensor, ball: InfNorm, start: Tensor | None, rtol: float, max_steps: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The projection of each row of v in the metric m: its value, multipliers, steps and residual."""
     eigenvalues, basis = torch.linalg.eigh(m)
     eigenvalues = eigenvalues.clamp_min(1)  # which they are, up to rounding
-    r = eigenvalues.log().mean().exp()
     pull = (v @ basis) * eigenvalues
-    y = torch.zeros_like(v) if y0 is None else y0
-    z = ball(v + y)
+    r = torch.full_like(v[:, :1], float(eigenvalues.log().mean().exp()))
+    y = torch.zeros_like(v) if start is None else start / r
+    z = ball(v - r * (((y @ basis) / eigenvalues) @ basis.T))  # a = v − u m⁻¹ at the solution, u = r y
     steps, residual = torch.zeros(len(v), dtype=torch.int64, device=v.device), torch.full_like(v[:, 0], math.inf)
-    for _ in range(max_steps):
+    for step in range(1, max_steps + 1):
         rows = (residual > rtol).nonzero()[:, 0]
         if len(rows) == 0:
             break
-        old = z[rows]
-        t = ((pull[rows] + r * ((old - y[rows]) @ basis)) / (eigenvalues + r)) @ basis.T
-        new = ball(t + y[rows])
-        y[rows] += t - new
-        z[rows], steps[rows] = new, steps[rows] + 1
-        size = torch.maximum(_norm(t), _norm(new))
-        residual[rows] = torch.maximum(_norm(t - new) / size, _norm(new - old) / _norm(y[rows]))
-    return z, y, steps, residual
+        old, weight = z[rows], r[rows]
+        t = ((pull[rows] + weight * ((old - y[rows]) @ basis)) / (eigenvalues + weight)) @ basis.T
+        ahead = y[rows] + RELAXATION * t + (1 - RELAXATION) * old
+        new = ball(ahead)
+        z[rows], y[rows], steps[rows] = new, ahead - new, step
+        primal = _norm(t - new) / torch.maximum(_norm(t), _norm(new))
+        dual = _norm(new - old) / _norm(y[rows])
+        residual[rows] = torch.maximum(primal, dual)
+        if step % PERIOD == 0 and step <= ADAPTED:
+            factor = (primal / dual.clamp_min(torch.finfo(v.dtype).tiny)).sqrt().clamp(0.2, 5)[:, None]
+            r[rows], y[rows] = weight * factor, y[rows] / factor
+    return z, r * y, steps, residual
 
 
 def _norm(rows: Tensor) -> Tensor:

@@ -6,11 +6,25 @@ import re
 
 from .. import values
 from .backprop import Backprop
+from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
+from .semi_implicit import SemiImplicit
 
-__all__ = ["Backprop", "GradientTrainer", "Loss", "Method", "Trainer", "Unsupported", "parse"]
+__all__ = [
+    "Backprop",
+    "FAdjoint",
+    "FAdjointVariables",
+    "FPropagation",
+    "GradientTrainer",
+    "Loss",
+    "Method",
+    "SemiImplicit",
+    "Trainer",
+    "Unsupported",
+    "parse",
+]
 
-CLASSES: dict[str, type[Method]] = {cls.__name__: cls for cls in (Backprop,)}
+CLASSES: dict[str, type[Method]] = {cls.__name__: cls for cls in (Backprop, FAdjoint, SemiImplicit)}
 """All methods by name."""
 
 

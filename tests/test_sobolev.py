@@ -99,19 +99,19 @@ def test_the_tangent_of_an_equilibrium_is_part_of_a_larger_one():
     v = normal(4, 3, dtype=F64, seed=7)
 
     def augmented(state, x, v):
-        a, b = state
-        pre, dot = a @ model.A.T + x @ model.B.T + model.b, b @ model.A.T + v @ model.B.T
-        return torch.tanh(pre), (1 - torch.tanh(pre) ** 2) * dot
+        z, dot = state
+        pre, moved = z @ model.A.T + x @ model.B.T + model.b, dot @ model.A.T + v @ model.B.T
+        return torch.tanh(pre), (1 - torch.tanh(pre) ** 2) * moved
 
     start = (torch.zeros(4, 5, dtype=F64), torch.zeros(4, 5, dtype=F64))
     _, dot = inn.fixed_point(augmented, start, x, v, solver=model.solver, backward=model.backward).value
     tangent = dot @ model.C.T + v @ model.D.T
     _, other = torch.func.jvp(model, (x,), (v,))
     torch.testing.assert_close(tangent, other)
-    A = model.parametrizations.A.original
+    weights = [model.parametrizations.A.original, model.B]
     for a, b in zip(
-        torch.autograd.grad(tangent.square().sum(), [A, model.B]),
-        torch.autograd.grad(other.square().sum(), [A, model.B]),
+        torch.autograd.grad(tangent.square().sum(), weights),
+        torch.autograd.grad(other.square().sum(), weights),
         strict=True,
     ):
         torch.testing.assert_close(a, b)

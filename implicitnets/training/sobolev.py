@@ -33,7 +33,9 @@ def sobolev_loss(
     With ``directions``, the derivatives are compared along random directions v from the unit sphere: the first as
     <D(m − f), v>, the second as <<D²(m − f), v₁>, v₂> (Czarnecki et al. 2017, arXiv 1706.04859, section 2), times the
     number of inputs for each, so that the expectation is the full loss. Differentiable to whatever m depends on, in an
-    implicit model by differentiating its equilibrium in forward mode, and that in reverse mode.
+    implicit model by differentiating its equilibrium in forward mode, and that in reverse mode. (The equilibrium and
+    its tangent as one fixed point, differentiated once, take 0.4 to 0.9 of that time, ``benchmarks/sobolev.py``, but its
+    map jumps where f has kinks, and solvers may not converge there.)
 
     Args:
         model: m, from (batch, inputs) to (batch, outputs), each sample on its own.
@@ -82,7 +84,8 @@ def _directions(inputs: Tensor, count: int | None, generator: Generator | None) 
     if count is None:
         return torch.eye(d, dtype=inputs.dtype, device=inputs.device)[:, None].expand(d, n, d)
     v = torch.randn(count, n, d, dtype=inputs.dtype, device=inputs.device, generator=generator)
-    return v / torch.linalg.vector_norm(v, dim=2, keepdim=True)
+    unit: Tensor = v / torch.linalg.vector_norm(v, dim=2, keepdim=True)
+    return unit
 
 
 def _along(model: Map, inputs: Tensor, v: Tensor) -> Tensor:

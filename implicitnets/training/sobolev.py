@@ -34,8 +34,8 @@ def sobolev_loss(
     <D(m − f), v>, the second as <<D²(m − f), v₁>, v₂> (Czarnecki et al. 2017, arXiv 1706.04859, section 2), times the
     number of inputs for each, so that the expectation is the full loss. Differentiable to whatever m depends on, in an
     implicit model by differentiating its equilibrium in forward mode, and that in reverse mode. (The equilibrium and
-    its tangent as one fixed point, differentiated once, take 0.4 to 0.9 of that time, ``benchmarks/sobolev.py``, but its
-    map jumps where f has kinks, and solvers may not converge there.)
+    its tangent as one fixed point, differentiated once, take 0.4 to 0.9 of that time, ``benchmarks/sobolev.py``, but
+    its map jumps where f has kinks, and solvers may not converge there.)
 
     Args:
         model: m, from (batch, inputs) to (batch, outputs), each sample on its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import structures
 from .config import Configurable, from_config
 from .deq import DEQ, Equilibrium
 from .implicit import ACTIVATIONS, ImplicitModel
@@ -17,4 +18,5 @@ __all__ = [
     "Start",
     "WarmStart",
     "from_config",
+    "structures",
 ]

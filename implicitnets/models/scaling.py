@@ -46,7 +46,8 @@ def rescale(model: ImplicitModel, kappa: float | None = None) -> ImplicitModel:
     positively homogeneous φ (relu, maxima) is not changed; others become ``Scaled``. Where φ maps groups of rows to
     groups of states, each group has one unit, and v is that of the rows of largest growth.
 
-    The smaller kappa, the larger are ‖C‖∞ and what rounding costs, for which there is no need above about 0.5.
+    The closer kappa is to λ(|A|), and the smaller for a feed-forward model, the more do the units v differ. A solver's
+    tolerance counts the states together, so that it then means less for those in large units: take a smaller one.
 
     Args:
         model: The model. It is not changed.

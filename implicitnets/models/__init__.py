@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import structures
 from .config import Configurable, from_config
+from .convert import from_sequential, to_layers
 from .deq import DEQ, Equilibrium
 from .implicit import ACTIVATIONS, ImplicitModel
 from .starts import LearnedStart, Start, WarmStart
@@ -18,5 +19,7 @@ __all__ = [
     "Start",
     "WarmStart",
     "from_config",
+    "from_sequential",
     "structures",
+    "to_layers",
 ]

@@ -185,6 +185,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "pad": lambda n, x: F.pad(n.a(x), (1, 2), value=0.3).relu(),
     "softmax": lambda n, x: F.softmax(n.a(x), dim=1) + torch.softmax(x, -1),
     "dropout": lambda n, x: F.dropout(n.a(x), 0.5, training=n.training).relu(),
+    "input-in-place": lambda n, x: n.a(x.tanh_()) + x,
     "twice": lambda n, x: n.a(n.a(x).relu()).relu(),
     "affine": lambda n, x: n.a(n.b(x)),
 }
@@ -213,6 +214,25 @@ def test_what_is_changed_in_place_is_read_changed():
         return n.relu(y) + 2 * y  # y is relu'd by then
 
     same(Net(forward, a=nn.Linear(3, 3), relu=nn.ReLU(inplace=True)), (3,))
+
+
+class Optional(nn.Module):
+    """A network with arguments that have defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, times: int = 2) -> Tensor:
+        if mask is not None:
+            x = x * mask
+        for _ in range(times):
+            x = self.a(x).relu()
+        return x
+
+
+def test_arguments_have_their_defaults():
+    assert same(Optional(), (4,)).structure.sizes == (4, 4)
 
 
 @st.composite
@@ -439,7 +459,8 @@ REFUSED: dict[str, tuple[type[Exception], str, nn.Module]] = {
     "options": (TypeError, r"call of div .*options.*rounding", Net(lambda n, x: x.div(2, rounding_mode="floor"))),
     "control": (TypeError, r"can't be traced by torch\.fx", Net(lambda n, x: x if x.sum() > 0 else -x)),
     "tuple": (TypeError, r"returns a tuple, not a tensor", Net(lambda n, x: (x, x))),
-    "constant": (TypeError, r"not one tensor that depends on its input", Net(lambda n, x: torch.zeros(2, 4))),
+    "constant": (TypeError, r"does not depend on its input", Net(lambda n, x: torch.zeros(2, 4))),
+    "written-out": (ValueError, r"call of view .* fails for a batch of one", Net(lambda n, x: x.view(2, 2, 2))),
     "shape": (ValueError, r"does not take inputs of shape \(batch, 4\).*input_shape=\(4,\)", nn.Linear(5, 2)),
     "flipped": (ValueError, r"mix the samples", Net(lambda n, x: x.flip(0))),
     "flat": (ValueError, r"the network makes \(8,\) of a batch of two", Net(lambda n, x: x.flatten())),

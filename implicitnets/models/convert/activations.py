@@ -31,7 +31,7 @@ def leaky_relu(x: Form, negative_slope: float = 0.01, inplace: bool = False) -> 
 
 def prelu(x: Form, weight: Tensor) -> Form:
     """As leaky_relu, with a slope for each channel."""
-    slope = weight.detach().double()
+    slope = weight.detach().cpu().double()
     if slope.numel() > 1:
         slope = slope.reshape(-1, *[1] * (len(x.shape) - 2))
     return x.state("relu").times(1 - slope).plus(x.times(slope))

@@ -19,7 +19,7 @@ class Block:
     """States that depend on earlier ones only: φ(rows · (1, u, states so far)).
 
     Attributes:
-        activation: φ, a name or a value of ``models.activations``.
+        activation: φ, a name or a value of ``implicitnets.activations``.
         rows: The pre-activations, one a row; columns 1, the input, then the states of the blocks before.
         states: How many states φ makes of them.
     """
@@ -142,7 +142,10 @@ def join(function: Callable[..., Tensor], tensors: Sequence[Form | Tensor], *arg
 
 def array(value: Tensor | float, shape: Sequence[int]) -> np.ndarray[Any, Any]:
     """A constant as float64 numbers, broadcast to that shape and flattened."""
-    return torch.as_tensor(value, dtype=torch.float64).detach().cpu().broadcast_to(tuple(shape)).flatten().numpy()
+    constant = (
+        torch.tensor(value, dtype=torch.float64) if not isinstance(value, Tensor) else value.detach().cpu().double()
+    )
+    return constant.broadcast_to(tuple(shape)).flatten().numpy()
 
 
 def _weights(matrix: Any) -> int:

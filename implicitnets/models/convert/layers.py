@@ -35,7 +35,7 @@ def matmul(x: Form, weight: Tensor) -> Form:
     return linear(x, weight.T)
 
 
-def convolve(  # noqa: D103
+def convolve(
     x: Form,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -45,13 +45,14 @@ def convolve(  # noqa: D103
     groups: int = 1,
     padding_mode: str = "zeros",
 ) -> Form:
+    """As torch.nn.functional.conv1d, conv2d or conv3d, and the padding modes of their modules."""
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "mode": padding_mode}
     matrix, spatial = convolution(x.index, weight, **options)
     out = x.linear(matrix, (1, weight.shape[0], *spatial))
     return out if bias is None else out.plus(bias.reshape(-1, *[1] * len(spatial)))
 
 
-def batch_norm(  # noqa: D103
+def batch_norm(
     x: Form,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -61,26 +62,31 @@ def batch_norm(  # noqa: D103
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Form:
+    """As torch.nn.functional.batch_norm, with the statistics that it has learned.
+
+    Raises:
+        ValueError: If it takes those of the batch.
+    """
     if training or running_mean is None or running_var is None:
         raise ValueError("normalizes by the statistics of the batch, so that a sample depends on the others")
-    scale = (running_var.detach().double() + eps).rsqrt()
-    scale = scale if weight is None else scale * weight.detach().double()
-    shift = -running_mean.detach().double() * scale
-    shift = shift if bias is None else shift + bias.detach().double()
     channels = (-1, *[1] * (len(x.shape) - 2))
-    return x.times(scale.reshape(channels)).plus(shift.reshape(channels))
+    mean, variance = (t.detach().cpu().double() for t in (running_mean, running_var))
+    scaled = x.plus(-mean.reshape(channels)).times((variance + eps).rsqrt().reshape(channels))
+    return _affine(scaled, *(None if t is None else t.reshape(channels) for t in (weight, bias)))
 
 
-def layer_norm(  # noqa: D103
+def layer_norm(
     x: Form, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Form:
+    """As torch.nn.functional.layer_norm, as a block of groups of rows."""
     size = torch.Size(each(normalized_shape, 1)).numel()
     return _affine(x.of.emit(LayerNorm(size=size, eps=eps), x.matrix, x.shape.numel(), x.shape), weight, bias)
 
 
-def group_norm(  # noqa: D103
+def group_norm(
     x: Form, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Form:
+    """As torch.nn.functional.group_norm, likewise."""
     size = x.shape.numel() // num_groups
     out = x.of.emit(LayerNorm(size=size, eps=eps), x.matrix, x.shape.numel(), x.shape)
     channels = (-1, *[1] * (len(x.shape) - 2))
@@ -92,7 +98,12 @@ def _affine(x: Form, weight: Tensor | None, bias: Tensor | None) -> Form:
     return x if bias is None else x.plus(bias)
 
 
-def dropout(x: Form, p: float = 0.5, training: bool = True, inplace: bool = False) -> Form:  # noqa: D103
+def dropout(x: Form, p: float = 0.5, training: bool = True, inplace: bool = False) -> Form:
+    """Nothing, in eval mode.
+
+    Raises:
+        ValueError: In training mode.
+    """
     if training and p:
         raise ValueError("drops entries at random")
     return x
@@ -136,11 +147,13 @@ def nearest(x: Form, size: Any = None, scale_factor: Any = None, mode: str = "ne
     return x.take(functional.interpolate(x.index.double(), size, scale_factor, mode, **options).long())
 
 
-def cat(tensors: Sequence[Form], dim: int = 0) -> Form:  # noqa: D103
+def cat(tensors: Sequence[Form], dim: int = 0) -> Form:
+    """As torch.cat."""
     return join(torch.cat, tensors, dim)
 
 
-def stack(tensors: Sequence[Form], dim: int = 0) -> Form:  # noqa: D103
+def stack(tensors: Sequence[Form], dim: int = 0) -> Form:
+    """As torch.stack."""
     return join(torch.stack, tensors, dim)
 
 
@@ -176,8 +189,9 @@ def divide(x: Form | Tensor | float, y: Any) -> Form:
     """
     if not isinstance(x, Form) or isinstance(y, Form):
         raise ValueError("divides by a tensor that depends on the input, which no block of states does")
-    return x.times(1 / torch.as_tensor(y, dtype=torch.float64))
+    return x.times(1 / (y.detach().cpu().double() if isinstance(y, Tensor) else y))
 
 
-def negate(x: Form) -> Form:  # noqa: D103
+def negate(x: Form) -> Form:
+    """−x."""
     return x.times(-1.0)

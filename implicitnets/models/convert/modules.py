@@ -47,7 +47,8 @@ class SparseLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = SparseMatrix((weight.shape[0], weight.shape[1]), weight._nnz()).to(weight)
+        with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
+            self.weight = SparseMatrix((weight.shape[0], weight.shape[1]), weight._nnz()).to(weight)
         self.weight.indices, self.weight.values = weight.indices().clone(), nn.Parameter(weight.values().clone())
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 

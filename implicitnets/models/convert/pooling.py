@@ -10,7 +10,7 @@ from .form import Form
 from .windows import adaptive_pool_axis, average_pool_axis, each, max_pool_axis, outer, windows_of
 
 
-def average_pool(  # noqa: D103
+def average_pool(
     x: Form,
     kernel_size: Any,
     stride: Any = None,
@@ -21,6 +21,7 @@ def average_pool(  # noqa: D103
     *,
     axes: int,
 ) -> Form:
+    """As torch.nn.functional.avg_pool1d, avg_pool2d or avg_pool3d, which all act along each axis on its own."""
     kernel = each(kernel_size, axes)
     options = (kernel, each(stride or kernel, axes), each(padding, axes))
     along = [
@@ -33,7 +34,8 @@ def average_pool(  # noqa: D103
     return out if divisor_override is None else out.times(1 / divisor_override)
 
 
-def adaptive_average_pool(x: Form, output_size: Any, *, axes: int) -> Form:  # noqa: D103
+def adaptive_average_pool(x: Form, output_size: Any, *, axes: int) -> Form:
+    """As torch.nn.functional.adaptive_avg_pool1d, 2d or 3d, for fixed sizes."""
     sizes = zip(x.shape[-axes:], each(output_size, axes), strict=True)
     return _along(x, [adaptive_pool_axis(*pair) for pair in sizes])
 
@@ -43,7 +45,7 @@ def _along(x: Form, matrices: Sequence[Any]) -> Form:
     return x.linear(outer(lead.numel(), matrices), (*lead, *(matrix.shape[0] for matrix in matrices)))
 
 
-def max_pool(  # noqa: D103
+def max_pool(
     x: Form,
     kernel_size: Any,
     stride: Any = None,
@@ -54,6 +56,11 @@ def max_pool(  # noqa: D103
     *,
     axes: int,
 ) -> Form:
+    """As torch.nn.functional.max_pool1d, max_pool2d or max_pool3d.
+
+    Raises:
+        ValueError: If it is to return the places as well.
+    """
     if return_indices:
         raise ValueError("returns the places of the maxima, which are no affine function of states")
     kernel = each(kernel_size, axes)
@@ -62,7 +69,12 @@ def max_pool(  # noqa: D103
     return _maximum_over(x, along)
 
 
-def adaptive_max_pool(x: Form, output_size: Any, return_indices: bool = False, *, axes: int) -> Form:  # noqa: D103
+def adaptive_max_pool(x: Form, output_size: Any, return_indices: bool = False, *, axes: int) -> Form:
+    """As torch.nn.functional.adaptive_max_pool1d, 2d or 3d, for fixed sizes.
+
+    Raises:
+        ValueError: If it is to return the places as well.
+    """
     if return_indices:
         raise ValueError("returns the places of the maxima, which are no affine function of states")
     sizes = zip(x.shape[-axes:], each(output_size, axes), strict=True)

@@ -33,7 +33,7 @@ def from_sequential(
 
     Each activation of the network is a block of states; what is affine between them is folded into the weights. A is
     sparse and strictly upper block-triangular, the last block first, so that one pass of back-substitution solves it
-    (El Ghaoui, Gu, Travacca, Askari and Tsai 2021, section 3.2). The network may be any that ``torch.fx`` can trace,
+    (El Ghaoui, Gu, Travacca, Askari and Tsai 2021). The network may be any that ``torch.fx`` can trace,
     of the layers in the guide to conversion; its weights are copied, its dtype and device kept. What comes of it is
     compared with the network on random inputs.
 
@@ -57,7 +57,7 @@ def from_sequential(
         TypeError: If a layer or function is not supported, the network can't be traced, or returns something else
             than one tensor.
         ValueError: If the network does not take such inputs, a layer is in training mode (batch normalization,
-            dropout), an option is not supported, the network has no activation, or mixes the samples of a batch.
+            dropout), an option is not supported, or the network mixes the samples of a batch.
     """
     shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
     probes, wanted = _probe(network, shape)
@@ -82,7 +82,7 @@ def _probe(network: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     inputs = torch.randn(2, *shape, generator=draw, dtype=torch.float64).to(like)
     with torch.no_grad(), _evaluating(network):
         try:
-            out = network(inputs)
+            out = network(inputs.clone())  # which it may change in place
         except Exception as error:  # whatever the network's own code raises
             raise ValueError(
                 f"the network does not take inputs of shape (batch, {', '.join(map(str, shape))}), which is what "

@@ -27,7 +27,7 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Form:
     if fx.Tracer().is_leaf_module(network, ""):  # a layer of torch's own, into which torch.fx would look
         network = nn.Sequential(network)
     try:
-        graph = fx.symbolic_trace(network)
+        graph = fx.symbolic_trace(network, concrete_args=_defaults(network))
     except Exception as error:  # whatever the network's own code raises on meeting a proxy
         raise TypeError(
             f"{type(network).__name__} can't be traced by torch.fx ({error}): write its forward without control flow "
@@ -37,10 +37,16 @@ def trace(network: nn.Module, shape: tuple[int, ...]) -> Form:
     out = _Converter(graph).run(States(size).input(shape))
     if not isinstance(out, Form):
         raise TypeError(
-            f"{type(network).__name__} returns a {type(out).__name__}, and not one tensor that depends on its input: "
-            "wrap it in a module that returns that one"
+            f"what {type(network).__name__} returns does not depend on its input: from_sequential is for a network "
+            "that returns one tensor made of its input"
         )
     return out
+
+
+def _defaults(network: nn.Module) -> dict[str, Any]:
+    """The further arguments of its forward, at their defaults, so that what they decide is decided."""
+    arguments = inspect.signature(network.forward).parameters.values()
+    return {a.name: a.default for a in arguments if isinstance(a.default, (type(None), bool, int, float, str))}
 
 
 class _Converter(fx.Interpreter):
@@ -69,6 +75,8 @@ class _Converter(fx.Interpreter):
             value = rule(*bound.args, **bound.kwargs)
         except ValueError as error:
             raise ValueError(f"{layer} can't be converted: it {error}") from error
+        except RuntimeError as error:  # the network takes a batch of two, but the layer none of one
+            raise ValueError(f"{layer} can't be converted, as it fails for a batch of one sample: {error}") from error
         changed = n.args[0]
         if isinstance(changed, fx.Node) and self._in_place(n, bound):
             self.env[changed] = value

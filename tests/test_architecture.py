@@ -18,7 +18,7 @@ FLOORS = [
     {"fixed_point"},
     {"models"},
     {"training", "analysis"},
-    {"data", "storage", "experiment", "run", "report", "plots"},
+    {"images", "data", "storage", "experiment", "run", "report", "plots"},
     {"cli"},
     {"__main__"},
 ]

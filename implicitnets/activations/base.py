@@ -58,6 +58,11 @@ class Activation(ABC):
             ValueError: If a part would end inside a group, or there are other states.
         """
 
+    @property
+    def componentwise(self) -> bool:
+        """Whether each state is a function of one row."""
+        return False
+
     def states(self, rows: int) -> int:
         """How many states so many rows make.
 

@@ -104,6 +104,10 @@ class Blocks(Activation):
         return all(phi.homogeneous for phi, _ in self.parts)
 
     @property
+    def componentwise(self) -> bool:  # noqa: D102
+        return all(phi.componentwise for phi, _ in self.parts)
+
+    @property
     def parts(self) -> list[tuple[Activation, int]]:
         """The blocks, with values in place of names."""
         return [(as_activation(phi), rows) for phi, rows in self.blocks]
@@ -192,6 +196,10 @@ class Scaled(Activation):
     @property
     def homogeneous(self) -> bool:  # noqa: D102
         return self.inner.homogeneous
+
+    @property
+    def componentwise(self) -> bool:  # noqa: D102
+        return self.inner.componentwise
 
     def __call__(self, z: Tensor) -> Tensor:  # noqa: D102
         scale = torch.tensor(self.scale, dtype=z.dtype, device=z.device)

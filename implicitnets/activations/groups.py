@@ -44,6 +44,10 @@ class Uniform(Activation):
     def slopes(self) -> tuple[float, float] | None:  # noqa: D102
         return None
 
+    @property
+    def componentwise(self) -> bool:  # noqa: D102
+        return self.shape == (1, 1)
+
 
 @dataclass(frozen=True)
 class Componentwise(Uniform):

@@ -98,9 +98,6 @@ class ImplicitModel(Weights):
         self.activation, self.structure, self.constraint, self.bias = plain(activation), structure, constraint, bias
         self.nonzeros = dict(nonzeros or {})
         self._build(phi)
-        self._initialize()
-        if constraint is not None and "A" in self._parameters:
-            constraint.apply(self, "A")
 
     @classmethod
     def from_matrices(  # noqa: PLR0913  (the matrices of the paper, and strategies)
@@ -241,5 +238,7 @@ def _check_values(structure: Any, constraint: Any, nonzeros: Any) -> None:
         raise TypeError(f"structure={structure!r} is not a Structure: write for instance LowRank(rank=5)")
     if constraint is not None and not isinstance(constraint, Constraint):
         raise TypeError(f"constraint={constraint!r} is not a Constraint: write constraint=InfNorm(kappa=0.95) or None")
+    if constraint is not None and constraint.scope not in structure.scopes:
+        raise ValueError(f"{constraint!r} can't be kept by A of {structure!r}: use InfNorm() or constraint=None")
     if nonzeros and not set(nonzeros) <= {"B", "C", "D"}:
         raise ValueError(f'nonzeros={nonzeros!r}: the keys are "B", "C" and "D"; A has its structure')

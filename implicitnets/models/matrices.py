@@ -14,7 +14,7 @@ from ..activations import Activation
 from ..constraints import Constraint
 from .sparse import Pattern, draw_indices, sparse_product
 
-__all__ = ["BlockDiagonalMatrix", "LowRankMatrix", "Matrix", "SparseMatrix", "TriangularMatrix"]
+__all__ = ["BlockDiagonalMatrix", "LowRankMatrix", "Matrix", "SparseMatrix", "TriangularMatrix", "halve"]
 
 Affine = Callable[[Tensor, Tensor], Tensor]
 """(x, v) -> Ax + v, each sample on its own."""

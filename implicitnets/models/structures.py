@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .. import values
 from ..activations import Activation
@@ -17,6 +17,9 @@ __all__ = ["BlockDiagonal", "Full", "LowRank", "Sparse", "Structure", "Triangula
 @dataclass(frozen=True, kw_only=True)
 class Structure(ABC):
     """Which entries of A are free, and how x = φ(Ax + v) is solved. A value."""
+
+    scopes: ClassVar[tuple[str, ...]] = ("rows",)
+    """The scopes of constraints that can be kept."""
 
     @abstractmethod
     def build(self, states: int, phi: Activation, constraint: Constraint | None) -> Matrix | None:
@@ -35,6 +38,8 @@ class Structure(ABC):
 @dataclass(frozen=True, kw_only=True)
 class Full(Structure):
     """Every entry is free."""
+
+    scopes: ClassVar[tuple[str, ...]] = ("rows", "blocks", "whole")
 
     def build(self, states: int, phi: Activation, constraint: Constraint | None) -> None:  # noqa: D102
         return None
@@ -103,6 +108,8 @@ class BlockDiagonal(_Sized):
     Attributes:
         sizes: States in each block.
     """
+
+    scopes: ClassVar[tuple[str, ...]] = ("rows", "blocks")
 
     def build(self, states: int, phi: Activation, constraint: Constraint | None) -> Matrix:  # noqa: D102
         return BlockDiagonalMatrix(self.shapes(states, phi), constraint)

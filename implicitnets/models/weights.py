@@ -12,7 +12,7 @@ from ..activations import Activation
 from ..constraints import Constraint
 from ..solution import Solution, Status
 from .deq import Equilibrium
-from .matrices import Matrix, SparseMatrix
+from .matrices import Matrix, SparseMatrix, halve
 from .structures import Structure
 
 __all__ = ["Weights", "solved"]
@@ -41,8 +41,15 @@ class Weights(Equilibrium):
     nonzeros: dict[str, int]
 
     def _build(self, phi: Activation) -> None:
-        """Make the weights, not yet drawn."""
-        matrix = self.structure.build(self.states, phi, self.constraint)
+        """Make the weights and draw them.
+
+        Raises:
+            ValueError: If the structure or the constraint is not for such a model.
+        """
+        constraint = self.constraint
+        if constraint is not None and not self.structure.direct:  # which is well-posed anyway
+            constraint = constraint.for_activation(phi)
+        matrix = self.structure.build(self.states, phi, constraint)
         if matrix is None:
             self.A = nn.Parameter(torch.empty(self.rows, self.states))
         else:
@@ -55,18 +62,21 @@ class Weights(Equilibrium):
                 setattr(self, name, nn.Parameter(torch.empty(shape)))
         self.b = nn.Parameter(torch.zeros(self.rows)) if self.bias else None
         self.c = nn.Parameter(torch.zeros(self.outputs)) if self.bias else None
+        self._initialize()
+        if matrix is None and constraint is not None:
+            constraint.apply(self, "A")
 
     def _initialize(self) -> None:
         """Rows of A of absolute sum 1/2, so that every model starts as a contraction; the rest as in nn.Linear."""
         with torch.no_grad():
-            if "A" in self._parameters:
-                self.A.uniform_(-1, 1)
-                self.A /= 2 * self.A.abs().sum(1, keepdim=True)
             for name in "ABCD":
-                weight = self._parameters.get(name)
-                if weight is None and f"{name}_parts" in self._modules:
+                if f"{name}_parts" in self._modules:
                     self._parts(name).initialize()
-                elif weight is not None and name != "A":
+                elif name == "A":
+                    halve(self.A)
+                else:
+                    weight = self._parameters[name]
+                    assert weight is not None
                     weight.uniform_(-1, 1).mul_(weight.shape[1] ** -0.5)
 
     def __getattr__(self, name: str) -> Any:

@@ -10,8 +10,8 @@ import torch
 from problems import normal
 from torch import nn
 
-from implicitnets.models import DEQ, ImplicitModel
-from implicitnets.solvers import Anderson, Broyden, Newton, Solver
+from implicitnets.models import DEQ, ImplicitModel, from_sequential
+from implicitnets.solvers import Anderson, Broyden, Newton, Picard, Solver
 
 F64_TIGHT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-13, "max_steps": 500}
 SOLVERS: tuple[Solver, ...] = (Anderson(**F64_TIGHT), Broyden(**F64_TIGHT), Newton(**F64_TIGHT))
@@ -60,6 +60,12 @@ class Cell(nn.Module):
         return (self.recur(z) + self.inject(x)).tanh()
 
 
+def feedforward(**how: Any) -> ImplicitModel:
+    """A network of three layers as one model."""
+    layers = nn.Linear(4, 6), nn.Tanh(), nn.MaxPool1d(2), nn.Linear(3, 5), nn.ELU(), nn.Linear(5, 2)
+    return from_sequential(nn.Sequential(*layers), 4, **how)
+
+
 def vectors() -> Sequence[Any]:
     return (normal(3, 4, dtype=torch.float64),)
 
@@ -68,5 +74,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "DEQ": Architecture(lambda **how: DEQ(Cell(), state_shape=(5,), **how), vectors, saved=False),
     "ImplicitModel": Architecture(
         lambda **how: ImplicitModel(4, 6, 2, activation="tanh", **how), vectors, unique=True, extreme=large
+    ),
+    "from_sequential": Architecture(
+        feedforward,
+        vectors,
+        solvers=(Picard(**F64_TIGHT), Broyden(**F64_TIGHT), Newton(**F64_TIGHT)),
+        unique=True,
+        extreme=large,
     ),
 }

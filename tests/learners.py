@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from implicitnets import images
-from implicitnets.models import DEQ, ImplicitModel
+from implicitnets.models import DEQ, ImplicitModel, from_sequential
 
 needs_images = pytest.mark.skipif(
     not (images.root_folder() / "MNIST").is_dir(),
@@ -46,6 +46,15 @@ class Cell(nn.Module):
         return (self.recur(z) + self.inject(x)).tanh()
 
 
+def convolutional(shape: tuple[int, int, int]) -> nn.Module:
+    """A small convolutional network as one model; in training each connection has its own weight."""
+    network = nn.Sequential(
+        *(nn.Conv2d(shape[0], 8, 5, 2, 1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)),
+    )
+    return nn.Sequential(nn.Flatten(), from_sequential(network, shape))
+
+
 def size(shape: tuple[int, int, int]) -> int:
     return shape[0] * shape[1] * shape[2]
 
@@ -59,4 +68,5 @@ LEARNERS: dict[str, Learner] = {
     "ImplicitModel": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10)), few=0.84, all=0.95
     ),
+    "from_sequential": Learner(convolutional, few=0.85, all=0.96, lr=2e-2),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import structures
 from .config import Configurable, from_config
-from .convert import from_sequential, to_layers
+from .convert import SkipLayers, from_sequential, to_layers
 from .deq import DEQ, Equilibrium
 from .implicit import ACTIVATIONS, ImplicitModel
 from .starts import LearnedStart, Start, WarmStart
@@ -16,6 +16,7 @@ __all__ = [
     "Equilibrium",
     "ImplicitModel",
     "LearnedStart",
+    "SkipLayers",
     "Start",
     "WarmStart",
     "from_config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .back import to_layers
+from .modules import SkipLayers
 from .sequential import from_sequential
 
-__all__ = ["from_sequential", "to_layers"]
+__all__ = ["SkipLayers", "from_sequential", "to_layers"]

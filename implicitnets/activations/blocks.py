@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import Activation
-from .groups import ACTIVATIONS, Componentwise, Uniform
+from .groups import ACTIVATIONS, OTHERS, Componentwise, Uniform
 
 __all__ = ["Blocks", "Function", "Scaled", "as_activation", "plain"]
 
@@ -48,9 +48,10 @@ def as_activation(activation: Any) -> Activation:
     if isinstance(activation, Activation):
         return activation
     if isinstance(activation, str):
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"no activation is called {activation!r}. There are: {', '.join(sorted(ACTIVATIONS))}")
-        return ACTIVATIONS[activation]
+        known = ACTIVATIONS | OTHERS
+        if activation not in known:
+            raise ValueError(f"no activation is called {activation!r}. There are: {', '.join(sorted(known))}")
+        return known[activation]
     if isinstance(activation, type) or not callable(activation):
         raise TypeError(f"activation={activation!r} is neither a name, e.g. 'relu', nor a value, e.g. MaxPool(size=4)")
     return Function(activation)

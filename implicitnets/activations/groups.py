@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from .base import Activation, require_norm
 
-__all__ = ["ACTIVATIONS", "Componentwise", "GroupSort", "LayerNorm", "MaxPool", "Softmax", "Uniform"]
+__all__ = ["ACTIVATIONS", "OTHERS", "Componentwise", "GroupSort", "LayerNorm", "MaxPool", "Softmax", "Uniform"]
 
 
 class Uniform(Activation):
@@ -98,6 +98,17 @@ ACTIVATIONS: dict[str, Componentwise] = {
     )
 }
 """Component-wise activations by name, with slopes in [0, 1], so that ‖A‖∞ < 1 makes a model well-posed."""
+
+OTHERS: dict[str, Componentwise] = {
+    phi.name: phi
+    for phi in (
+        Componentwise("abs", torch.abs, (-1.0, 1.0), homogeneous=True),
+        Componentwise("gelu", functional.gelu, (-0.129, 1.129)),
+        Componentwise("silu", functional.silu, (-0.0999, 1.0999)),
+        Componentwise("square", torch.square, None),
+    )
+}
+"""Further component-wise activations by name, with slopes outside [0, 1] (rounded outwards)."""
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,8 @@ def require_contraction(constraint: Constraint, kappa: float, gamma: float, acti
     if not kappa * gamma < 1:
         raise ValueError(
             f"{constraint!r} makes a model well-posed where kappa times the Lipschitz constant of the activation in "
-            f"the {norm} norm is below 1, and that of {activation!r} is {gamma:g}: use BlockNorm(), a smaller kappa, or "
-            "constraint=None, with which nothing is promised"
+            f"the {norm} norm is below 1, and that of {activation!r} is {gamma:g}: use BlockNorm(), a smaller kappa, "
+            "or constraint=None, with which nothing is promised"
         )
 
 

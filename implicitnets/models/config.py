@@ -103,9 +103,17 @@ def _written(owner: str, name: str, value: Any) -> Any:
         return {key: _written(owner, name, entry) for key, entry in value.items()}
     if isinstance(value, Configurable):
         return value.config()
-    if name in READERS and is_dataclass(value):
+    if name in READERS and is_dataclass(value) and _reads(name, value):
         return repr(value)
     raise ValueError(f"{owner}({name}={value!r}) can't be written down: use a name or a value of this library instead")
+
+
+def _reads(name: str, value: Any) -> bool:
+    """Whether a value is read again from what it prints: one of the user's own class is not."""
+    try:
+        return bool(READERS[name](repr(value)) == value)
+    except (ValueError, TypeError):
+        return False
 
 
 def _read(name: str, value: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...activations import Softmax
 from .form import Form
+from .layers import multiply
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 
@@ -108,9 +109,31 @@ def smaller(x: Form, y: Form | Tensor | float) -> Form:
     return x.plus(x.plus(y, -1.0).state("relu"), -1.0)
 
 
-def absolute(x: Form) -> Form:
-    """|x| = 2 relu(x) − x."""
-    return x.state("relu").times(2.0).plus(x, -1.0)
+def gelu(x: Form, approximate: str = "none") -> Form:
+    """x Φ(x) with the normal distribution's Φ.
+
+    Raises:
+        ValueError: If it is to be approximated.
+    """
+    if approximate != "none":
+        raise ValueError(f"has approximate={approximate!r}, where only 'none' is supported")
+    return x.state("gelu")
+
+
+def hardswish(x: Form, inplace: bool = False) -> Form:
+    """x hardsigmoid(x)."""
+    return multiply(x, hardsigmoid(x))
+
+
+def mish(x: Form, inplace: bool = False) -> Form:
+    """x tanh(softplus(x))."""
+    return multiply(x, x.state("softplus").state("tanh"))
+
+
+def glu(x: Form, dim: int = -1) -> Form:
+    """The first half along an axis times the sigmoid of the second."""
+    first, second = (x.take(half) for half in x.index.chunk(2, dim))
+    return multiply(first, second.state("sigmoid"))
 
 
 def tanhshrink(x: Form) -> Form:

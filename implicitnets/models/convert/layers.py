@@ -169,16 +169,26 @@ def subtract(x: Any, y: Any, *, alpha: float = 1.0) -> Form:
 
 
 def multiply(x: Any, y: Any) -> Form:
-    """The product with a constant.
-
-    Raises:
-        ValueError: If neither factor is constant.
-    """
+    """The product with a constant, or of two tensors, by polarization: xy = ((x + y) / 2)² − ((x − y) / 2)²."""
     form: Form = x if isinstance(x, Form) else y
     factor = y if form is x else x
-    if isinstance(factor, Form):
-        raise ValueError("multiplies two tensors that both depend on the input, which no block of states does")
-    return form.times(factor)
+    if not isinstance(factor, Form):
+        return form.times(factor)
+    if factor is form:
+        return form.state("square")
+    half, apart = form.plus(factor).times(0.5), form.plus(factor, -1.0).times(0.5)
+    return half.state("square").plus(apart.state("square"), -1.0)
+
+
+def power(x: Form, exponent: float) -> Form:
+    """x².
+
+    Raises:
+        ValueError: For another exponent.
+    """
+    if exponent != 2:
+        raise ValueError(f"has the exponent {exponent}, where only 2 is supported")
+    return x.state("square")
 
 
 def divide(x: Form | Tensor | float, y: Any) -> Form:
@@ -188,7 +198,7 @@ def divide(x: Form | Tensor | float, y: Any) -> Form:
         ValueError: If the divisor is not constant.
     """
     if not isinstance(x, Form) or isinstance(y, Form):
-        raise ValueError("divides by a tensor that depends on the input, which no block of states does")
+        raise ValueError("divides by a tensor that depends on the input")
     return x.times(1 / (y.detach().cpu().double() if isinstance(y, Tensor) else y))
 
 

@@ -22,6 +22,8 @@ MODULES: dict[str, type[nn.Module]] = {
     "softplus": nn.Softplus,
     "elu": nn.ELU,
     "hardtanh": nn.Hardtanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
     "identity": nn.Identity,
 }
 
@@ -87,7 +89,7 @@ class SkipLayers(nn.Module):
 
 def as_module(phi: Activation) -> nn.Module:
     """The activation as torch's own module where there is one."""
-    if isinstance(phi, Componentwise):
+    if isinstance(phi, Componentwise) and phi.name in MODULES:
         return MODULES[phi.name]()
     if isinstance(phi, MaxPool):
         return nn.MaxPool1d(phi.size)  # which takes (batch, rows) for (channels, length)

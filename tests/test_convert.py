@@ -200,6 +200,12 @@ def test_a_function_or_method(name):
     same(Net(FUNCTIONS[name], a=nn.Linear(4, 4), b=nn.Linear(4, 4)), (4,))
 
 
+def test_small_entries_keep_their_digits():
+    network = nn.Sequential(nn.ReLU6(), nn.LeakyReLU(0.3), nn.PReLU(), nn.ELU(0.5), nn.CELU(0.3), nn.Hardtanh(-2, 2)).double()
+    model, x = from_sequential(network, 4), 1e-12 * inputs((4,))
+    torch.testing.assert_close(model(x), network(x), rtol=1e-12, atol=0)
+
+
 def test_functions_of_images():
     def forward(n: Any, x: Tensor) -> Tensor:
         x = F.avg_pool2d(F.max_pool2d(F.conv2d(x, n.conv.weight, stride=1, padding=1), 3, stride=2), 2, padding=1)

@@ -69,6 +69,8 @@ def hardtanh(x: Form, min_val: float = -1.0, max_val: float = 1.0, inplace: bool
     """min(max(x, a), b), the usual one moved to (a + b) / 2 and stretched by (b − a) / 2."""
     if (min_val, max_val) == (-1, 1):
         return x.state("hardtanh")
+    if min_val == 0:  # a shift would cost small entries their digits
+        return hardtanh(x, -max_val, max_val).state("relu")
     middle, radius = (min_val + max_val) / 2, (max_val - min_val) / 2
     return x.plus(-middle).times(1 / radius).state("hardtanh").times(radius).plus(middle)
 

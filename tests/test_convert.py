@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from implicitnets import storage
+from implicitnets.activations import LayerNorm, Product, Softmax
 from implicitnets.models import ImplicitModel, from_sequential, to_layers
 from implicitnets.solvers import Picard
 
@@ -175,6 +176,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "maximum": lambda n, x: torch.maximum(n.a(x), torch.minimum(n.b(x), n.a.bias)),
     "clamp": lambda n, x: n.a(x).clamp(-0.1, 0.3) + n.b(x).clamp(min=0.2) + x.clamp(max=0.1),
     "product": lambda n, x: n.a(x) * n.b(x).sigmoid() + x * x,
+    "gate": lambda n, x: n.a(x).sigmoid().view(-1, 2, 2, 1) * n.b(x).view(-1, 1, 2, 2),
+    "matrices": lambda n, x: n.a(x).view(-1, 2, 2) @ torch.bmm(n.b(x).view(-1, 2, 2), x.view(-1, 2, 2)),
     "square": lambda n, x: n.a(x) ** 2 - x.square(),
     "abs": lambda n, x: n.a(x).abs() - torch.abs(x),
     "cat": lambda n, x: torch.cat([n.a(x).relu(), x, n.b(x)], dim=-1),
@@ -201,7 +204,16 @@ def test_a_function_or_method(name):
 
 
 def test_small_entries_keep_their_digits():
-    network = nn.Sequential(nn.ReLU6(), nn.LeakyReLU(0.3), nn.PReLU(), nn.ELU(0.5), nn.CELU(0.3), nn.Hardtanh(-2, 2)).double()
+    network = nn.Sequential(
+        nn.ReLU6(),
+        nn.LeakyReLU(0.3),
+        nn.PReLU(),
+        nn.ELU(0.5),
+        nn.CELU(0.3),
+        nn.Hardtanh(-2, 2),
+        nn.Hardswish(),
+        nn.Mish(),
+    ).double()
     model, x = from_sequential(network, 4), 1e-12 * inputs((4,))
     torch.testing.assert_close(model(x), network(x), rtol=1e-12, atol=0)
 
@@ -224,6 +236,30 @@ def test_what_is_changed_in_place_is_read_changed():
         return n.relu(y) + 2 * y  # y is relu'd by then
 
     same(Net(forward, a=nn.Linear(3, 3), relu=nn.ReLU(inplace=True)), (3,))
+
+
+class Attention(nn.Module):
+    """A layer of a transformer (Vaswani et al. 2017) with two heads."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(mixed)
+        return x + self.mlp(self.norm2(x))
+
+
+def test_attention_is_a_block_of_products_and_one_of_softmax():
+    network, x = nn.Sequential(Attention(), Attention()).double(), inputs((5, 6))
+    model = same(network, (5, 6))
+    torch.testing.assert_close(to_layers(model)(x.flatten(1)).view_as(x), network(x))
+    kinds = {phi for phi, _ in model.activation.blocks}
+    assert kinds == {LayerNorm(size=6), Product(size=2), Softmax(size=5), "gelu", "identity"}
 
 
 class Optional(nn.Module):
@@ -339,8 +375,9 @@ def test_the_weights_are_copies_and_nothing_else_is_touched():
     assert all(torch.equal(network.state_dict()[name], before[name] + 1) for name in before)
 
 
-def test_it_is_saved_and_loaded(tmp_path):
-    network, shape = build("mixed", torch.float32)
+@pytest.mark.parametrize("name", ["mixed", "attention"])
+def test_it_is_saved_and_loaded(name, tmp_path):
+    network, shape = (Attention(), (5, 6)) if name == "attention" else build(name, torch.float32)
     model, x = from_sequential(network, shape), inputs(shape, dtype=torch.float32)
     storage.save(model, tmp_path)
     assert torch.equal(storage.load(tmp_path)(x.flatten(1)), model(x.flatten(1)))
@@ -443,6 +480,10 @@ class Block(nn.Module):
         return self.layer(x)
 
 
+def _attend(x: Tensor, **options: Any) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x, **options)
+
+
 REFUSED: dict[str, tuple[type[Exception], str, nn.Module]] = {
     "layer": (
         TypeError,
@@ -463,6 +504,8 @@ REFUSED: dict[str, tuple[type[Exception], str, nn.Module]] = {
     "places": (ValueError, r"places of the", Net(lambda n, x: n.b(x)[0], b=nn.MaxPool1d(2, return_indices=True))),
     "linear": (ValueError, r"mode='linear'", Net(lambda n, x: F.interpolate(x[:, None], 8, mode="linear"))),
     "threshold": (ValueError, r"threshold=3", nn.Softplus(threshold=3)),
+    "masked": (TypeError, r"these options.*is_causal", Net(lambda n, x: _attend(x[:, None], is_causal=True))),
+    "vector": (ValueError, r"with a vector", Net(lambda n, x: x @ torch.ones(4))),
     "bound": (ValueError, r"tensor for a bound", Net(lambda n, x: x.clamp(min=torch.zeros(4)))),
     "mixing": (ValueError, r"sums over the batch", Net(lambda n, x: x - x.mean(0))),
     "softmax": (ValueError, r"an axis beside the batch", Net(lambda n, x: x.softmax(0))),

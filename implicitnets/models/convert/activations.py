@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...activations import Softmax
 from .form import Form
-from .layers import multiply
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 
@@ -120,22 +119,6 @@ def gelu(x: Form, approximate: str = "none") -> Form:
     if approximate != "none":
         raise ValueError(f"has approximate={approximate!r}, where only 'none' is supported")
     return x.state("gelu")
-
-
-def hardswish(x: Form, inplace: bool = False) -> Form:
-    """x hardsigmoid(x)."""
-    return multiply(x, hardsigmoid(x))
-
-
-def mish(x: Form, inplace: bool = False) -> Form:
-    """x tanh(softplus(x))."""
-    return multiply(x, x.state("softplus").state("tanh"))
-
-
-def glu(x: Form, dim: int = -1) -> Form:
-    """The first half along an axis times the sigmoid of the second."""
-    first, second = (x.take(half) for half in x.index.chunk(2, dim))
-    return multiply(first, second.state("sigmoid"))
 
 
 def tanhshrink(x: Form) -> Form:

@@ -24,17 +24,6 @@ def linear(x: Form, weight: Tensor, bias: Tensor | None = None) -> Form:
     return out if bias is None else out.plus(bias)
 
 
-def matmul(x: Form, weight: Tensor) -> Form:
-    """Along the last axis, by a constant matrix.
-
-    Raises:
-        ValueError: If that is not what it is.
-    """
-    if isinstance(x, Tensor) or isinstance(weight, Form) or weight.dim() != 2:
-        raise ValueError("multiplies by something else than one constant matrix on the right")
-    return linear(x, weight.T)
-
-
 def convolve(
     x: Form,
     weight: Tensor,
@@ -166,29 +155,6 @@ def add(x: Any, y: Any, *, alpha: float = 1.0) -> Form:
 def subtract(x: Any, y: Any, *, alpha: float = 1.0) -> Form:
     """X − α y, where one may be a constant."""
     return add(x, y, alpha=-alpha)
-
-
-def multiply(x: Any, y: Any) -> Form:
-    """The product with a constant, or of two tensors, by polarization: xy = ((x + y) / 2)² − ((x − y) / 2)²."""
-    form: Form = x if isinstance(x, Form) else y
-    factor = y if form is x else x
-    if not isinstance(factor, Form):
-        return form.times(factor)
-    if factor is form:
-        return form.state("square")
-    half, apart = form.plus(factor).times(0.5), form.plus(factor, -1.0).times(0.5)
-    return half.state("square").plus(apart.state("square"), -1.0)
-
-
-def power(x: Form, exponent: float) -> Form:
-    """x².
-
-    Raises:
-        ValueError: For another exponent.
-    """
-    if exponent != 2:
-        raise ValueError(f"has the exponent {exponent}, where only 2 is supported")
-    return x.state("square")
 
 
 def divide(x: Form | Tensor | float, y: Any) -> Form:

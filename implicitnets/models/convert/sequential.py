@@ -152,6 +152,5 @@ def _compare(model: ImplicitModel, network: nn.Module, inputs: Tensor, wanted: T
         fact = f"the network makes {tuple(wanted.shape)} of a batch of two, the model {tuple(found.shape)}"
     raise ValueError(
         f"{type(network).__name__} can't be converted: {fact}. Does it mix the samples of a batch, change a tensor in "
-        "place that it reads again through a view, have a hook, a reshape with the batch size written out, or a product "
-        "with a factor so small that rounding its sum with the other hides it?"
+        "place that it reads again through a view, have a hook, or a reshape with the batch size written out?"
     )

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules import padding
 
-from . import activations, layers, pooling
+from . import activations, layers, pooling, products
 from .form import Form
 
 __all__ = ["FUNCTIONS", "METHODS", "MODULES", "READS", "STAND_INS"]
@@ -31,7 +31,7 @@ MOVES = (
 NAMED: dict[str, Rule] = {
     # affine
     "linear": layers.linear,
-    "matmul": layers.matmul,
+    "matmul": products.matmul,
     "conv1d": layers.convolve,
     "conv2d": layers.convolve,
     "conv3d": layers.convolve,
@@ -44,11 +44,14 @@ NAMED: dict[str, Rule] = {
     "stack": layers.stack,
     "add": layers.add,
     "sub": layers.subtract,
-    "mul": layers.multiply,
+    "mul": products.multiply,
+    "multiply": products.multiply,
+    "bmm": products.matmul,
+    "scaled_dot_product_attention": products.attention,
     "div": layers.divide,
     "truediv": layers.divide,
     "neg": layers.negate,
-    "pow": layers.power,
+    "pow": products.power,
     "sum": layers.total,
     "mean": partial(layers.total, average=True),
     **{f"avg_pool{n}d": partial(pooling.average_pool, axes=n) for n in (1, 2, 3)},
@@ -80,9 +83,9 @@ NAMED: dict[str, Rule] = {
     "clip": activations.clamp,
     "maximum": activations.larger,
     "minimum": activations.smaller,
-    "hardswish": activations.hardswish,
-    "mish": activations.mish,
-    "glu": activations.glu,
+    "hardswish": products.hardswish,
+    "mish": products.mish,
+    "glu": products.glu,
     "tanhshrink": activations.tanhshrink,
     "softshrink": activations.softshrink,
 }
@@ -203,7 +206,7 @@ STAND_INS: dict[str, str] = {
     **dict.fromkeys(("instancenorm1d", "instancenorm2d", "instance_norm"), "GroupNorm with a group for each channel"),
     **dict.fromkeys(("rmsnorm", "rms_norm", "localresponsenorm"), "LayerNorm, GroupNorm, or BatchNorm in eval mode"),
     **dict.fromkeys(("logsoftmax", "log_softmax"), "the logits themselves, with cross_entropy as the loss"),
-    **dict.fromkeys(("multiheadattention", "scaled_dot_product_attention"), "a DEQ around the attention block"),
+    **dict.fromkeys(("multiheadattention",), "Linear layers and scaled_dot_product_attention"),
     **{f"max_pool{n}d_with_indices": "max-pooling without return_indices" for n in (1, 2, 3)},
     **dict.fromkeys(("rnn", "lstm", "gru"), "a DEQ around the cell, or its steps written out with Linear and Tanh"),
     **dict.fromkeys(("convtranspose1d", "convtranspose2d"), "Upsample(mode='nearest') and a convolution"),

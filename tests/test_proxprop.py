@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import implicitnets as inn
 from implicitnets import training
-from implicitnets.models import DEQ, ImplicitModel
+from implicitnets.models import DEQ, ImplicitModel, structures
 from implicitnets.solvers import Anderson, Dense, Picard
 from implicitnets.training import ProxProp, Unsupported, proxprop
 from implicitnets.training.proximal.metric import Metric, cheaper
@@ -420,6 +420,71 @@ def test_the_default_implicit_model_is_parametrized_and_taken():
         proxprop(model, method="dual")
 
 
+class Affine(nn.Module):
+    """Ax + Bu + b of an implicit model."""
+
+    def __init__(self, m: ImplicitModel) -> None:
+        super().__init__()
+        self.m = m
+
+    def forward(self, x, u):
+        return self.m._parts("A").affine()(x[None], self.m._linear("B", u[None], self.m.b))[0]
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g.detach()
+
+
+def test_a_parametrization_that_can_not_be_differentiated_twice_is_refused():
+    class Twice(nn.Module):
+        def forward(self, w):
+            return Once.apply(w)
+
+    layer, (x, y) = nn.Linear(4, 3), data()
+    parametrize.register_parametrization(layer, "weight", Twice(), unsafe=True)
+    with proxprop(layer, head="prox"), pytest.raises(RuntimeError, match="no derivative of its own"):
+        cross_entropy(layer(x), y).backward()
+
+
+STRUCTURES = [
+    structures.LowRank(rank=2),
+    structures.BlockDiagonal(sizes=(2, 4)),
+    structures.Sparse(nonzeros=14),
+    structures.Triangular(sizes=(2, 4)),
+]
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_a_structured_matrix_gets_its_gauss_newton_step(structure):
+    free = {"constraint": None} if structure.direct else {"solver": TIGHT, "backward": EXACT}
+    model, (x, y) = ImplicitModel(4, 6, 3, structure=structure, activation="tanh", nonzeros={"B": 9}, **free), data()
+    g = grads(model, x, y)
+    v = directions(model, x, y, tau=7.0, cg_steps=300)
+    leaves = {name: p.detach() for name, p in model.named_parameters() if name not in ("C", "D", "c")}
+
+    def theta(flat):
+        parts = flat.split([p.numel() for p in leaves.values()])
+        swapped = {name: part.reshape(p.shape) for part, (name, p) in zip(parts, leaves.items(), strict=True)}
+        # What the model makes of these numbers is seen at unit vectors.
+        swapped, unit = {f"m.{name}": t for name, t in swapped.items()}, torch.eye(11)
+        pairs = zip(unit[:, :6], unit[:, 6:10], strict=True)
+        columns = torch.stack([torch.func.functional_call(Affine(model), swapped, pair) for pair in pairs], 1)
+        return columns - torch.cat([columns[:, -1:].expand(-1, 10), torch.zeros(6, 1)], 1)
+
+    flat = torch.cat([p.flatten() for p in leaves.values()])
+    jacobian = torch.autograd.functional.jacobian(theta, flat)
+    s = torch.cat([model.state(x).detach(), x, torch.ones(9, 1)], 1)
+    system = torch.eye(len(flat)) + torch.einsum("mqk,qr,mrl->kl", jacobian, 7.0 * s.T @ s / 9, jacobian)
+    right, found = (torch.cat([t[k].flatten() for k in leaves]) for t in (g, v))
+    torch.testing.assert_close(found, torch.linalg.solve(system, right), rtol=1e-6, atol=1e-10)
+
+
 # Descent.
 
 
@@ -558,6 +623,17 @@ def test_it_is_linear_in_the_loss(method, scale):
     scaled = directions(model, x, y, lambda a, b: scale * cross_entropy(a, b), method=method)
     for name, value in v.items():
         torch.testing.assert_close(scaled[name] / scale, value)
+
+
+def test_conjugate_gradients_stop_where_they_are_done():
+    """Where there are more steps than inputs, the recurrence would go on with numbers that mean nothing."""
+    s, g = torch.randn(9, 3), torch.randn(4, 3)
+    for dtype in (torch.float32, torch.float64):
+        metric = Metric(5.0, rows=s.to(dtype))
+        expected = torch.linalg.solve(torch.eye(3) + 5.0 * s.T @ s / 9, g.T).T
+        for steps in (5, 50, 3000):
+            found = metric.solve(g.to(dtype), "cg", steps).double()
+            torch.testing.assert_close(found, expected, rtol=1e3 * torch.finfo(dtype).eps, atol=1e-5)
 
 
 def test_tiny_gradients_in_single_precision_are_turned_too():

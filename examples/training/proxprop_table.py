@@ -37,7 +37,7 @@ METHODS = {
     "cg5": {"method": "cg", "cg_steps": 5},
     "exact": {"method": "auto"},
 }
-WIDTHS, SAMPLES, BATCH, EPOCHS, SEEDS = (100, 25, 100), 1000, 50, 50, (0, 1, 2)
+WIDTHS, SAMPLES, BATCH, EPOCHS, SEEDS = (100, 25, 100), 500, 50, 50, (0, 1, 2)
 
 
 def samples(name, count):

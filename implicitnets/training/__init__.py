@@ -6,23 +6,36 @@ import re
 
 from .. import values
 from .backprop import Backprop
+from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
+from .implicit_sgd import ImplicitSGD
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
 from .proximal import ProxProp, ProxPropHandle, proxprop
+from .semi_implicit import SemiImplicit
+from .sobolev import Sobolev, sobolev_loss
 
 __all__ = [
     "Backprop",
+    "FAdjoint",
+    "FAdjointVariables",
+    "FPropagation",
     "GradientTrainer",
+    "ImplicitSGD",
     "Loss",
     "Method",
     "ProxProp",
     "ProxPropHandle",
+    "SemiImplicit",
+    "Sobolev",
     "Trainer",
     "Unsupported",
     "parse",
     "proxprop",
+    "sobolev_loss",
 ]
 
-CLASSES: dict[str, type[Method]] = {cls.__name__: cls for cls in (Backprop, ProxProp)}
+CLASSES: dict[str, type[Method]] = {
+    cls.__name__: cls for cls in (Backprop, FAdjoint, ImplicitSGD, ProxProp, SemiImplicit, Sobolev)
+}
 """All methods by name."""
 
 

@@ -30,6 +30,9 @@ def gauss_newton(layer: Layer, metrics: Sequence[Metric], gradient: Sequence[Ten
         metrics: I + τ Σ of each of its groups.
         gradient: g = J* G, for each of ``layer.leaves``.
         steps: Of conjugate gradients, from 0.
+
+    Raises:
+        RuntimeError: If a parametrization can't be differentiated twice.
     """
     with torch.enable_grad():
         leaves = [leaf.detach().to(g.dtype).requires_grad_() for leaf, g in zip(layer.leaves, gradient, strict=True)]
@@ -39,15 +42,16 @@ def gauss_newton(layer: Layer, metrics: Sequence[Metric], gradient: Sequence[Ten
             values.append(weight.value(own))
         matrix = layer.matrix(values)
         cotangent = torch.zeros_like(matrix, requires_grad=True)
-        pulled = torch.autograd.grad(matrix, leaves, cotangent, create_graph=True, materialize_grads=True)
-    depends = [i for i, t in enumerate(pulled) if t.requires_grad]
+        pulled = torch.autograd.grad(matrix, leaves, cotangent, create_graph=True, allow_unused=True)
+    used = [i for i, t in enumerate(pulled) if t is not None]
+    outputs = [pulled[i] for i in used]
+    if not all(t.requires_grad for t in outputs):
+        raise RuntimeError("a parametrization's derivative has no derivative of its own, so it has no proximal step")
 
     def multiply(v: Tensor) -> Tensor:
         tangents = _like(leaves, v)
         # Jv is the derivative of J*u, which is linear in u.
-        (jv,) = torch.autograd.grad(
-            [pulled[i] for i in depends], cotangent, [tangents[i] for i in depends], retain_graph=True
-        )
+        (jv,) = torch.autograd.grad(outputs, cotangent, [tangents[i] for i in used], retain_graph=True)
         back = torch.autograd.grad(
             matrix, leaves, metric_product(metrics, jv), retain_graph=True, materialize_grads=True
         )

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from ...models.matrices import Matrix, SparseMatrix
 from .metric import Metric, working
 
 __all__ = ["LAYERS", "ConvLayer", "Layer", "LinearLayer", "OutputLayer", "StateLayer", "Weight"]
@@ -23,7 +24,7 @@ LARGE = 2**24
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A weight of a module, behind which there may be a parametrization.
+    """A weight of a module: a parameter, or made of parameters by a parametrization or a structured matrix.
 
     Attributes:
         module: Whose it is.
@@ -42,29 +43,48 @@ class Weight:
     @property
     def plain(self) -> bool:
         """Whether it is a parameter itself."""
-        return not parametrize.is_parametrized(self.module, self.name)
+        return self._maker is None
 
     @property
     def leaves(self) -> list[nn.Parameter]:
         """The parameters that it is made of and that are trained."""
-        if self.plain:
+        if self._maker is None:
             value = getattr(self.module, self.name)
             return [value] if isinstance(value, nn.Parameter) and value.requires_grad else []
-        return [p for p in self._chain.parameters() if p.requires_grad]
+        return [p for p in self._maker.parameters() if p.requires_grad]
 
     @property
-    def _chain(self) -> nn.Module:
-        chain: nn.Module = self.module.parametrizations[self.name]  # type: ignore[index,assignment]
-        return chain
+    def _maker(self) -> nn.Module | None:
+        """The module whose call gives the weight, if it is made."""
+        if parametrize.is_parametrized(self.module, self.name):
+            chain: nn.Module = self.module.parametrizations[self.name]  # type: ignore[index,assignment]
+            return chain
+        parts = self.module._modules.get(f"{self.name}_parts")
+        return _Dense(parts) if isinstance(parts, Matrix) else None
 
     def value(self, leaves: Sequence[Tensor]) -> Tensor:
         """The weight as a function of its leaves."""
-        if self.plain:
+        maker = self._maker
+        if maker is None:
             return leaves[0]
-        names = [name for name, p in self._chain.named_parameters() if p.requires_grad]
-        own = {name: buffer.clone() for name, buffer in self._chain.named_buffers()}  # which power iterations change
-        value: Tensor = functional_call(self._chain, {**own, **dict(zip(names, leaves, strict=True))}, ())
+        names = [name for name, p in maker.named_parameters() if p.requires_grad]
+        own = {name: buffer.clone() for name, buffer in maker.named_buffers()}  # which power iterations change
+        value: Tensor = functional_call(maker, {**own, **dict(zip(names, leaves, strict=True))}, ())
         return value
+
+
+class _Dense(nn.Module):
+    """A structured matrix as a module that returns it."""
+
+    def __init__(self, parts: Matrix) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self) -> Tensor:
+        if not isinstance(self.parts, SparseMatrix):
+            return self.parts.tensor()
+        values = self.parts.used()  # since the derivatives of sparse tensors have no derivatives
+        return values.new_zeros(self.parts.shape).index_put(tuple(self.parts.indices), values)
 
 
 class Layer(ABC):

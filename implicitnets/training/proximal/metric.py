@@ -163,15 +163,17 @@ def conjugate_gradients(multiply: Callable[[Tensor], Tensor], g: Tensor, steps: 
     r = g / scale
     v, p, square = torch.zeros_like(r), r, r.square().sum(1, keepdim=True)
     start = square
+    end = start * max(tolerance, torch.finfo(g.dtype).eps) ** 2  # beyond that, the recurrence makes noise
     for _ in range(steps):
-        if bool((square <= tolerance**2 * start).all()):
+        going = square > end
+        if not bool(going.any()):
             return v * scale
         mp = multiply(p)
-        alpha = _ratio(square, (p * mp).sum(1, keepdim=True))
+        alpha = torch.where(going, _ratio(square, (p * mp).sum(1, keepdim=True)), 0)
         v, r = v + alpha * p, r - alpha * mp
         square, old = r.square().sum(1, keepdim=True), square
         p = r + _ratio(square, old) * p
-    if tolerance and not bool((square <= tolerance**2 * start).all()):
+    if tolerance and bool((square > end).any()):
         worst = float(_ratio(square, start).max()) ** 0.5
         warnings.warn(
             f"conjugate gradients stopped at a relative residual of {worst:.1e}", ConvergenceWarning, stacklevel=2

@@ -31,6 +31,18 @@ def test_nonsmooth_experiments_draw_their_figures(tmp_path):
     assert {path.stem for path in tmp_path.glob("*.png")} == {"network", "lasso", "quadratic", "cycle", "lorenz"}
 
 
+def test_the_table_of_step_sizes_is_drawn_and_resumed(tmp_path):
+    command = ("-W", "error", "examples/training/proxprop_table.py", "--quick", "--out", str(tmp_path))
+    table = run(*command)
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["backprop", "cg1", "cg3", "cg5", "exact"]
+    written = (tmp_path / "results.json").read_text(encoding="utf-8")
+    assert (tmp_path / "proxprop_table.png").stat().st_size > 1000
+    (tmp_path / "results.json").write_text(
+        written.replace('"cg1 50 0":', '"cg1 50 0": 123.0, "was":', 1), encoding="utf-8"
+    )
+    assert "123" in run(*command)  # what was there is not run again
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_is_short(example):
     assert len(example.read_text(encoding="utf-8").splitlines()) < 100

@@ -9,7 +9,7 @@ from .backprop import Backprop
 from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
 from .implicit_sgd import ImplicitSGD
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
-from .proximal import ProxProp, ProxPropHandle, proxprop
+from .proximal import Projection, ProxProp, ProxPropHandle, Sweep, proxprop
 from .semi_implicit import SemiImplicit
 from .sobolev import Sobolev, sobolev_loss
 
@@ -22,10 +22,12 @@ __all__ = [
     "ImplicitSGD",
     "Loss",
     "Method",
+    "Projection",
     "ProxProp",
     "ProxPropHandle",
     "SemiImplicit",
     "Sobolev",
+    "Sweep",
     "Trainer",
     "Unsupported",
     "parse",

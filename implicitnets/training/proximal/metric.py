@@ -17,9 +17,9 @@ from ...solution import ConvergenceWarning
 
 __all__ = ["CHOLESKY", "Metric", "cheaper", "conjugate_gradients", "working"]
 
-CHOLESKY = 3.0
+CHOLESKY = 4.0
 """The time of a multiplication in a Cholesky factorization, in that of one in a product of matrices, on one core:
-``python benchmarks/proxprop.py`` fits it."""
+``python benchmarks/proxprop.py`` measures 3 to 7."""
 ATTEMPTS = 3
 
 

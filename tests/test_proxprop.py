@@ -612,6 +612,29 @@ def test_one_sweep_is_safe_in_the_metric_where_it_is_not_without():
     assert ascents > 5
 
 
+def test_one_sweep_is_not_safe_under_the_infinity_norm():
+    """A = 0.9 · 1 e₁ᵀ, all units active: one sample and the cotangent (−10, 1, ..., 1) will do, with the metric too."""
+    m = 30
+    model = ImplicitModel(4, m, m, constraint=None, solver=TIGHT)
+    with torch.no_grad():
+        model.A.zero_()[:, 0] = 0.9
+        model.B.zero_()
+        model.b.fill_(1.0)
+        model.C.copy_(torch.eye(m))
+    x, d = data(1)[0], torch.ones(1, m)
+    d[0, 0] = -10
+    assert (model.state(x) > 0).all()
+    model.backward = EXACT
+    g = grads(model, x, d, lambda out, g: (out * g).sum())
+    products = []
+    for backward in (EXACT, inn.Unroll(steps=1)):
+        model.backward = backward
+        v = directions(model, x, d, lambda out, g: (out * g).sum(), tau=100.0)
+        products.append(sum(float((g[k] * v[k]).sum()) for k in ("A", "B", "b")))
+    assert products[0] > 0
+    assert products[1] < 0
+
+
 # Use.
 
 
@@ -626,14 +649,15 @@ def test_it_is_linear_in_the_loss(method, scale):
 
 
 def test_conjugate_gradients_stop_where_they_are_done():
-    """Where there are more steps than inputs, the recurrence would go on with numbers that mean nothing."""
-    s, g = torch.randn(9, 3), torch.randn(4, 3)
+    s, g, calls = torch.randn(9, 3), torch.randn(4, 3), []
     for dtype in (torch.float32, torch.float64):
         metric = Metric(5.0, rows=s.to(dtype))
+        multiply = metric.multiply
+        metric.multiply = lambda v, multiply=multiply: calls.append(1) or multiply(v)
         expected = torch.linalg.solve(torch.eye(3) + 5.0 * s.T @ s / 9, g.T).T
-        for steps in (5, 50, 3000):
-            found = metric.solve(g.to(dtype), "cg", steps).double()
-            torch.testing.assert_close(found, expected, rtol=1e3 * torch.finfo(dtype).eps, atol=1e-5)
+        found = metric.solve(g.to(dtype), "cg", 3000).double()
+        torch.testing.assert_close(found, expected, rtol=1e3 * torch.finfo(dtype).eps, atol=1e-5)
+    assert len(calls) < 20
 
 
 def test_tiny_gradients_in_single_precision_are_turned_too():
@@ -765,8 +789,10 @@ def test_a_running_average_is_that_of_the_second_moments():
 
 def test_infinite_gradients_stay_for_a_loss_scaler_to_see():
     model, (x, y) = mlp(), data()
-    v = directions(model, x, y, lambda a, b: cross_entropy(a, b) * torch.inf)
-    assert not any(value.isfinite().all() for value in v.values())
+    g, v = (f(model, x, y, lambda a, b: cross_entropy(a, b) * 1e308 * a[:, :1].sum()) for f in (grads, directions))
+    assert not g["0.weight"].isfinite().all()
+    for name, value in g.items():
+        torch.testing.assert_close(v[name], value, equal_nan=True, rtol=0, atol=0)
 
 
 def test_a_matrix_without_a_factor_is_solved_by_conjugate_gradients():

@@ -36,7 +36,7 @@ class ProxProp(Method):
     Parametrized weights Θ(θ) get v with (I + τ J* (· SᵀS/n) J) v = J* G, where J is the Jacobian of θ -> Θ, by
     conjugate gradients: a direction of descent after any number of steps.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from implicitnets.models import ImplicitModel
         >>> model = ImplicitModel(inputs=64, states=32, outputs=10)
@@ -161,7 +161,7 @@ class _Trainer(GradientTrainer):
 def proxprop(model: nn.Module, **options: Any) -> ProxPropHandle:
     """``ProxProp(**options).attach(model)``: from now on ``backward()`` leaves proximal directions in ``.grad``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))

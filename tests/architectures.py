@@ -10,11 +10,27 @@ import torch
 from problems import normal
 from torch import nn
 
-from implicitnets.models import DEQ, ImplicitModel
-from implicitnets.solvers import Anderson, Broyden, Newton, Solver
+from implicitnets.models import (
+    DEQ,
+    ImplicitModel,
+    IntervalMonotoneDEQ,
+    LipschitzDEQ,
+    MonotoneDEQ,
+    NonEuclideanDEQ,
+)
+from implicitnets.solvers import (
+    Anderson,
+    Broyden,
+    ForwardBackward,
+    Newton,
+    PeacemanRachford,
+    Solver,
+)
 
 F64_TIGHT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-13, "max_steps": 500}
 SOLVERS: tuple[Solver, ...] = (Anderson(**F64_TIGHT), Broyden(**F64_TIGHT), Newton(**F64_TIGHT))
+STIFF: dict[str, Any] = F64_TIGHT | {"max_steps": 20000}
+SPLIT: tuple[Solver, ...] = (PeacemanRachford(**STIFF), ForwardBackward(**STIFF), *SOLVERS)
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,18 @@ def large(model: nn.Module) -> None:
         p.data.mul_(100)
 
 
+def tenfold(model: nn.Module) -> None:
+    """All weights ten times as large: W = −AᵀA + ... then is a hundred times as large, and far from a contraction."""
+    for p in model.parameters():
+        p.data.mul_(10)
+
+
+def uneven(model: nn.Module) -> None:
+    """Large weights, and the entries of the state weighted from exp(−2) to exp(2)."""
+    tenfold(model)
+    model.d.data.add_(torch.linspace(-2, 2, model.states))
+
+
 class Cell(nn.Module):
     """A cell of the user's own, which can't be written down."""
 
@@ -68,5 +96,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     "DEQ": Architecture(lambda **how: DEQ(Cell(), state_shape=(5,), **how), vectors, saved=False),
     "ImplicitModel": Architecture(
         lambda **how: ImplicitModel(4, 6, 2, activation="tanh", **how), vectors, unique=True, extreme=large
+    ),
+    "MonotoneDEQ": Architecture(
+        lambda **how: MonotoneDEQ(4, 6, m=0.5, **how), vectors, SPLIT, unique=True, extreme=tenfold
+    ),
+    "MonotoneDEQ-tanh": Architecture(
+        lambda **how: MonotoneDEQ(4, 6, m=0.5, activation="tanh", **how), vectors, SPLIT, unique=True, extreme=tenfold
+    ),
+    "IntervalMonotoneDEQ": Architecture(
+        lambda **how: IntervalMonotoneDEQ(4, 6, **how), vectors, SPLIT, unique=True, extreme=large
+    ),
+    "LipschitzDEQ": Architecture(
+        lambda **how: LipschitzDEQ(4, 6, 2, lipschitz=2.0, m=0.5, **how), vectors, SPLIT, unique=True, extreme=uneven
+    ),
+    "NonEuclideanDEQ": Architecture(
+        lambda **how: NonEuclideanDEQ(4, 6, **how), vectors, SPLIT, unique=True, extreme=uneven
     ),
 }

@@ -5,16 +5,30 @@ from __future__ import annotations
 from .config import Configurable, from_config
 from .deq import DEQ, Equilibrium
 from .implicit import ACTIVATIONS, ImplicitModel
+from .lipschitz import LipschitzDEQ
+from .monotone import IntervalMonotoneDEQ, MonotoneDEQ, UniqueEquilibrium
+from .noneuclidean import NonEuclideanDEQ
+from .operators import dense
+from .proximal import PROXIMAL
+from .split import SplitMap
 from .starts import LearnedStart, Start, WarmStart
 
 __all__ = [
     "ACTIVATIONS",
     "DEQ",
+    "PROXIMAL",
     "Configurable",
     "Equilibrium",
     "ImplicitModel",
+    "IntervalMonotoneDEQ",
     "LearnedStart",
+    "LipschitzDEQ",
+    "MonotoneDEQ",
+    "NonEuclideanDEQ",
+    "SplitMap",
     "Start",
+    "UniqueEquilibrium",
     "WarmStart",
+    "dense",
     "from_config",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["solve_dense"]
+__all__ = ["inverse", "solve_dense"]
 
 SAFE = 64
 """Batched LU is used up to this size only: beyond about 150, the CPU build of torch 2.13 hangs or returns wrong
@@ -32,3 +32,11 @@ def solve_dense(matrix: Tensor, right: Tensor) -> Tensor:
         if bool(torch.isfinite(matrix[i]).all() & torch.isfinite(right[i]).all()):
             x[i] = torch.linalg.lstsq(matrix[i].cpu(), right[i, :, None].cpu(), driver="gelsd")[0][:, 0]
     return x
+
+
+def inverse(matrices: Tensor) -> Tensor:
+    """The inverses of well-conditioned matrices ``(batch, n, n)``: small ones in a batch, others one by one on the CPU."""
+    if matrices.shape[-1] <= SAFE or matrices.device.type != "cpu":
+        whole: Tensor = torch.linalg.inv(matrices)
+        return whole
+    return torch.stack([torch.linalg.inv(matrix) for matrix in matrices])

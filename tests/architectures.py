@@ -15,7 +15,9 @@ from implicitnets.models import (
     ImplicitModel,
     IntervalMonotoneDEQ,
     LipschitzDEQ,
+    MonotoneConvDEQ,
     MonotoneDEQ,
+    MonotoneMultiTierDEQ,
     NonEuclideanDEQ,
 )
 from implicitnets.solvers import (
@@ -70,6 +72,12 @@ def tenfold(model: nn.Module) -> None:
         p.data.mul_(10)
 
 
+def threefold(model: nn.Module) -> None:
+    """All weights three times as large: I − W then is about ten times as large."""
+    for p in model.parameters():
+        p.data.mul_(3)
+
+
 def uneven(model: nn.Module) -> None:
     """Large weights, and the entries of the state weighted from exp(−2) to exp(2)."""
     tenfold(model)
@@ -102,6 +110,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "MonotoneDEQ-tanh": Architecture(
         lambda **how: MonotoneDEQ(4, 6, m=0.5, activation="tanh", **how), vectors, SPLIT, unique=True, extreme=tenfold
+    ),
+    "MonotoneConvDEQ": Architecture(
+        lambda **how: MonotoneConvDEQ(1, 2, m=0.5, activation="tanh", **how),
+        lambda: (normal(3, 1, 4, 3, dtype=torch.float64),),
+        SPLIT,
+        unique=True,
+        extreme=threefold,
+    ),
+    "MonotoneMultiTierDEQ": Architecture(
+        lambda **how: MonotoneMultiTierDEQ(1, (1, 2, 3), m=0.5, activation="softplus", **how),
+        lambda: (normal(3, 1, 4, 4, dtype=torch.float64),),
+        SPLIT,
+        unique=True,
+        extreme=threefold,
     ),
     "IntervalMonotoneDEQ": Architecture(
         lambda **how: IntervalMonotoneDEQ(4, 6, **how), vectors, SPLIT, unique=True, extreme=large

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .config import Configurable, from_config
+from .convolutional import MonotoneConvDEQ, MonotoneMultiTierDEQ
 from .deq import DEQ, Equilibrium
 from .implicit import ACTIVATIONS, ImplicitModel
 from .lipschitz import LipschitzDEQ
@@ -23,7 +24,9 @@ __all__ = [
     "IntervalMonotoneDEQ",
     "LearnedStart",
     "LipschitzDEQ",
+    "MonotoneConvDEQ",
     "MonotoneDEQ",
+    "MonotoneMultiTierDEQ",
     "NonEuclideanDEQ",
     "SplitMap",
     "Start",

@@ -53,10 +53,10 @@ class DenseOperator:
 
     @property
     def reflected_step(self) -> float:
-        """1.5 / the root mean square of the singular values of I − W: any step converges, this one is about fastest."""
+        """1.2 / the root mean square of the singular values of I − W: any step converges, this one is about fastest."""
         identity = torch.eye(len(self.W), dtype=self.W.dtype, device=self.W.device)
         size = float(torch.linalg.matrix_norm(identity - self.W))
-        return 1.5 * math.sqrt(len(self.W)) / size
+        return 1.2 * math.sqrt(len(self.W)) / size
 
     def _inverse(self, step: float) -> Tensor:
         if step not in self._inverses:
@@ -113,7 +113,7 @@ class DenseLinear:
         """Wz + c."""
         return torch.addmm(c, z, self.transposed)
 
-    def operator(self) -> Operator:
+    def operator(self, like: Tensor) -> Operator:
         """W without derivatives."""
         W = plain(self.transposed).T
         return self.kind(W.to(torch.promote_types(W.dtype, torch.float32)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -22,8 +21,8 @@ class LinearPart(Protocol):
         """Wz + c."""
         ...
 
-    def operator(self) -> Operator:
-        """W on matrices of rows, without derivatives."""
+    def operator(self, like: Any) -> Operator:
+        """W on matrices with states ``like`` this in their rows, without derivatives."""
         ...
 
 
@@ -51,25 +50,27 @@ class SplitMap:
 
     def __init__(self, linear: LinearPart, activation: str) -> None:
         self.linear, self.activation = linear, proximal(activation)
+        self._operator: Operator | None = None
 
     def __call__(self, z: Any, c: Any) -> Any:
         """φ(Wz + c), of the structure and shapes of z."""
         return rebuild(self.activation, self.linear(z, c))
 
-    @cached_property
-    def operator(self) -> Operator:
+    def operator(self, like: Any) -> Operator:
         """W for solvers; its factorizations are kept as long as this map is."""
-        return self.linear.operator()
+        if self._operator is None:
+            self._operator = self.linear.operator(like)
+        return self._operator
 
     def splitting(self, c: Any) -> Splitting:
         """The parts."""
-        return Splitting(self.operator, self.activation, rows(c))
+        return Splitting(self.operator(c), self.activation, rows(c))
 
     def jacobian(self, z: Tensor, c: Any) -> SplitJacobian:
         """The factors D and W of the Jacobian at the rows of z."""
         with torch.no_grad():
-            at = self.operator(z) + rows(c)
-        return SplitJacobian(self.operator, self.activation.slopes(at))
+            at = self.operator(c)(z) + rows(c)
+        return SplitJacobian(self.operator(c), self.activation.slopes(at))
 
 
 def rows(state: Any) -> Tensor:

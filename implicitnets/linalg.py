@@ -35,7 +35,7 @@ def solve_dense(matrix: Tensor, right: Tensor) -> Tensor:
 
 
 def inverse(matrices: Tensor) -> Tensor:
-    """The inverses of well-conditioned matrices ``(batch, n, n)``: small ones in a batch, others one by one on the CPU."""
+    """The inverses of regular matrices ``(batch, n, n)``: small ones in a batch, others one by one on the CPU."""
     if matrices.shape[-1] <= SAFE or matrices.device.type != "cpu":
         whole: Tensor = torch.linalg.inv(matrices)
         return whole

@@ -169,7 +169,7 @@ class MonotoneConvDEQ(_Periodic):
 class MonotoneMultiTierDEQ(_Periodic):
     """z = φ(Wz + (Ux + b₁, b₂, ...)) on several resolutions, W = (1 − m) I − AᵀA + B − Bᵀ (Winston and Kolter 2020).
 
-    The multi-tier network of the paper: tier i has half the height and width of tier i − 1. A is block lower bidiagonal,
+    The paper's multi-tier network: tier i has half the height and width of tier i − 1. A is block lower bidiagonal,
     with a convolution from each tier to itself and one of stride 2 to the next; B is block diagonal. So W is block
     tridiagonal: each tier hears of the next finer and the next coarser one. The image enters the first. There is
     exactly one equilibrium for every value of the parameters and every x.

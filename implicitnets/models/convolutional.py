@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..backward import Backward, Implicit
 from ..pytree import rebuild
-from ..solvers import Anderson, Solver
+from ..solvers import Anderson, Fallback, PeacemanRachford, Solver
 from .deq import Equilibrium
 from .periodic import PeriodicLinear, convolve
 from .proximal import proximal
@@ -116,7 +116,8 @@ class MonotoneConvDEQ(_Periodic):
         kernel_size: k, odd.
         m: The margin of monotonicity, positive.
         activation: φ: a name in ``PROXIMAL``.
-        solver: How the equilibrium is found.
+        solver: How the equilibrium is found. The default takes ``PeacemanRachford``, which converges for all weights,
+            for what Anderson leaves.
         backward: How it is differentiated.
         start: Where the solver starts; None is zeros.
 
@@ -133,7 +134,7 @@ class MonotoneConvDEQ(_Periodic):
         kernel_size: int = 3,
         m: float = 1.0,
         activation: str = "relu",
-        solver: Solver = Anderson(max_steps=100),
+        solver: Solver = Fallback(Anderson(max_steps=100), PeacemanRachford(max_steps=200)),
         backward: Backward = Implicit(),
         start: Start | None = None,
     ) -> None:
@@ -192,8 +193,8 @@ class MonotoneMultiTierDEQ(_Periodic):
         kernel_size: k, odd.
         m: The margin of monotonicity, positive.
         activation: φ: a name in ``PROXIMAL``.
-        solver: How the equilibrium is found. The default needs no factorization: that of ``PeacemanRachford`` takes
-            matrices of Σ cᵢ 4^(T−i) rows for each frequency of the coarsest tier.
+        solver: How the equilibrium is found. ``PeacemanRachford``, which converges for all weights, inverts a matrix of
+            Σ cᵢ 4^(T−i) rows for each frequency of the coarsest tier; the default takes it for what Anderson leaves.
         backward: How it is differentiated.
         start: Where the solver starts; None is zeros.
 
@@ -210,7 +211,7 @@ class MonotoneMultiTierDEQ(_Periodic):
         kernel_size: int = 3,
         m: float = 1.0,
         activation: str = "relu",
-        solver: Solver = Anderson(max_steps=100),
+        solver: Solver = Fallback(Anderson(max_steps=100), PeacemanRachford(max_steps=200)),
         backward: Backward = Implicit(),
         start: Start | None = None,
     ) -> None:

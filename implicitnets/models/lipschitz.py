@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,14 +23,15 @@ class LipschitzDEQ(UniqueEquilibrium):
 
     With Λ = diag(exp d) and free A and B,
 
-        W = (1 − m) I − Λ⁻¹ (AᵀA + B − Bᵀ + (CᵀC + Λ U Uᵀ Λ) / 2γ),
+        W = (1 − m) I − Λ^(−1/2) (AᵀA + B − Bᵀ) Λ^(1/2) − Λ⁻¹ (CᵀC + Λ U Uᵀ Λ) / 2γ,
 
-    so that 2Λ − ΛW − WᵀΛ − (CᵀC + Λ U Uᵀ Λ) / γ = 2mΛ + 2AᵀA is positive definite (their direct parametrization of the
-    condition of theorem 2). For differences Δ between two inputs, slopes in [0, 1] mean (Δz)ᵀΛ(WΔz + UΔu − Δz) ≥ 0,
-    hence ½ ΔzᵀSΔz ≤ ΔzᵀΛUΔu with S = 2Λ − ΛW − WᵀΛ; the right side is at most ‖UᵀΛΔz‖² / 2γ + γ ‖Δu‖² / 2, and what
-    is left is ‖CΔz‖² ≤ γ² ‖Δu‖². Without the term in γ (``lipschitz=None``), S > 0 alone says that there is exactly one
-    equilibrium (theorem 1, the "Lipschitz bounded equilibrium network" without the bound): a larger set of W than that
-    of ``MonotoneDEQ``, which is Λ = I.
+    so that 2Λ − ΛW − WᵀΛ − (CᵀC + Λ U Uᵀ Λ) / γ = 2mΛ + 2 Λ^(1/2) AᵀA Λ^(1/2) is positive definite. (That is their
+    direct parametrization; with the roots of Λ beside it, A is of the same size whatever Λ is.) For differences Δ
+    between two inputs, slopes in [0, 1] mean ΔzᵀΛ(WΔz + UΔu − Δz) ≥ 0, hence ½ ΔzᵀSΔz ≤ ΔzᵀΛUΔu with
+    S = 2Λ − ΛW − WᵀΛ; the right side is at most ‖UᵀΛΔz‖² / 2γ + γ ‖Δu‖² / 2, and what is left is ‖CΔz‖² ≤ γ² ‖Δu‖².
+
+    Without the term in γ (``lipschitz=None``), S > 0 alone says that there is exactly one equilibrium (their condition
+    of well-posedness): for a larger set of W than that of ``MonotoneDEQ``, which is Λ = I.
 
     Example:
         >>> model = LipschitzDEQ(inputs=64, states=32, outputs=10, lipschitz=2.0)
@@ -96,29 +99,29 @@ class LipschitzDEQ(UniqueEquilibrium):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Each term in γ is at most I/4, and ‖C‖‖U‖ = γ/2, so that the model starts as a contraction."""
+        """Each term in γ is at most I/4, so that the model starts as a contraction, with ‖C‖‖U‖ = γ/2."""
         with torch.no_grad():
-            gain = 1.0
-            if self.C is not None:
-                self.C.mul_(self.states**-0.5)
-                gain = float(torch.linalg.matrix_norm(self.C, 2))
             if self.lipschitz is None:
+                if self.C is not None:
+                    self.C.mul_(self.states**-0.5)
                 return
-            weight = 2 * gain**2 / self.lipschitz
-            self.d.fill_(weight).log_()
-            self.U.mul_(self.lipschitz / (2 * gain * torch.linalg.matrix_norm(self.U, 2)))
-            self.A.mul_(weight**0.5)
-            self.B.mul_(weight)
+            size = self.lipschitz / 2
+            if self.C is None:
+                self.d.fill_(-math.log(size))
+            else:
+                size = math.sqrt(size)
+                self.C.mul_(size / torch.linalg.matrix_norm(self.C, 2))
+            self.U.mul_(size / torch.linalg.matrix_norm(self.U, 2))
 
     @property
     def W(self) -> Tensor:  # noqa: D102
+        root = (self.d / 2).exp()
         free = self.A.T @ self.A + self.B - self.B.T
         identity = torch.eye(self.states, dtype=free.dtype, device=free.device)
         if self.lipschitz is not None:
-            gain = identity if self.C is None else self.C.T @ self.C
-            weighted = self.d.exp()[:, None] * self.U
-            free = free + (gain + weighted @ weighted.T) / (2 * self.lipschitz)
-        return (1 - self.m) * identity - self.d.neg().exp()[:, None] * free
+            C, U = (identity if self.C is None else self.C) / root, root[:, None] * self.U
+            free = free + (C.T @ C + U @ U.T) / (2 * self.lipschitz)
+        return (1 - self.m) * identity - free * root / root[:, None]
 
     def _operator(self, W: Tensor) -> Operator:
         return DenseOperator(W, self.m, weights=plain(self.d).exp().to(W.dtype))

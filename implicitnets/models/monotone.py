@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backward import Backward, Implicit
-from ..solvers import Anderson, Operator, PeacemanRachford, Solver
+from ..solvers import Anderson, Fallback, Operator, PeacemanRachford, Solver
 from .deq import Equilibrium
 from .operators import DenseLinear, DenseOperator
 from .proximal import proximal
@@ -190,7 +190,7 @@ class IntervalMonotoneDEQ(UniqueEquilibrium):
         m: float = 0.5,
         activation: str = "relu",
         bias: bool = True,
-        solver: Solver = Anderson(),
+        solver: Solver = Fallback(Anderson(), PeacemanRachford(max_steps=200)),
         backward: Backward = Implicit(),
         start: Start | None = None,
     ) -> None:

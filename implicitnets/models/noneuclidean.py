@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..backward import Backward, Implicit
 from ..backward.transforms import plain
-from ..solvers import ForwardBackward, Operator, Solver
+from ..solvers import Anderson, Fallback, ForwardBackward, Operator, Solver
 from .monotone import UniqueEquilibrium
 from .operators import NonEuclideanOperator
 from .starts import Start
@@ -46,8 +46,8 @@ class NonEuclideanDEQ(UniqueEquilibrium):
         mu: The bound of the logarithmic norm, below 1.
         activation: φ: a name in ``PROXIMAL``.
         bias: Whether there is b.
-        solver: How the equilibrium is found. The default steps by 1/(1 − min Wᵢᵢ), as weights are at the call, and
-            contracts like the average iteration (Davydov, Jafarpour, Proskurnikov and Bullo 2024).
+        solver: How the equilibrium is found. The default takes ``ForwardBackward``, which contracts at least as the
+            average iteration does (Davydov, Jafarpour, Proskurnikov and Bullo 2024), for what Anderson leaves.
         backward: How it is differentiated.
         start: Where the solver starts; None is zeros.
 
@@ -64,7 +64,7 @@ class NonEuclideanDEQ(UniqueEquilibrium):
         mu: float = 0.0,
         activation: str = "relu",
         bias: bool = True,
-        solver: Solver = ForwardBackward(max_steps=200),
+        solver: Solver = Fallback(Anderson(), ForwardBackward(max_steps=500)),
         backward: Backward = Implicit(),
         start: Start | None = None,
     ) -> None:

@@ -39,12 +39,8 @@ class DenseOperator:
 
     @cached_property
     def lipschitz(self) -> float:
-        """‖I − W‖₂ in the norm of the weights."""
-        F = torch.eye(len(self.W), dtype=self.W.dtype, device=self.W.device) - self.W
-        if self.weights is not None:
-            root = self.weights.sqrt()
-            F = root[:, None] * F / root
-        return float(torch.linalg.matrix_norm(F, 2))
+        """L = ‖I − W‖₂ in the norm of the weights."""
+        return float(torch.linalg.matrix_norm(self._balanced(), 2))
 
     @property
     def forward_step(self) -> float:
@@ -54,9 +50,15 @@ class DenseOperator:
     @property
     def reflected_step(self) -> float:
         """1.2 / the root mean square of the singular values of I − W: any step converges, this one is about fastest."""
-        identity = torch.eye(len(self.W), dtype=self.W.dtype, device=self.W.device)
-        size = float(torch.linalg.matrix_norm(identity - self.W))
-        return 1.2 * math.sqrt(len(self.W)) / size
+        return 1.2 * math.sqrt(len(self.W)) / float(torch.linalg.matrix_norm(self._balanced()))
+
+    def _balanced(self) -> Tensor:
+        """The matrix that is similar to I − W and has its margin in the Euclidean norm."""
+        F = torch.eye(len(self.W), dtype=self.W.dtype, device=self.W.device) - self.W
+        if self.weights is None:
+            return F
+        root = self.weights.sqrt()
+        return root[:, None] * F / root
 
     def _inverse(self, step: float) -> Tensor:
         if step not in self._inverses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import algebra, structures
 from .config import Configurable, from_config
 from .convolutional import MonotoneConvDEQ, MonotoneMultiTierDEQ
 from .deq import DEQ, Equilibrium
@@ -11,6 +12,7 @@ from .monotone import IntervalMonotoneDEQ, MonotoneDEQ, UniqueEquilibrium
 from .noneuclidean import NonEuclideanDEQ
 from .operators import dense
 from .proximal import PROXIMAL
+from .scaling import pf_eigenvalue, rescale
 from .split import SplitMap
 from .starts import LearnedStart, Start, WarmStart
 
@@ -32,6 +34,10 @@ __all__ = [
     "Start",
     "UniqueEquilibrium",
     "WarmStart",
+    "algebra",
     "dense",
     "from_config",
+    "pf_eigenvalue",
+    "rescale",
+    "structures",
 ]

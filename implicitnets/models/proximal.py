@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["PROXIMAL", "Activation", "proximal"]
+__all__ = ["PROXIMAL", "ProximalActivation", "proximal"]
 
 Function = Callable[[Tensor], Tensor]
 LEAK, NEWTON_STEPS = 0.01, 60
 
 
 @dataclass(frozen=True)
-class Activation:
+class ProximalActivation:
     """A component-wise φ with slopes in [0, 1], which is the proximal operator of a convex function h.
 
     Attributes:
@@ -71,22 +71,22 @@ def _sigmoid_slope(p: Tensor) -> Tensor:
     return s * (1 - s)
 
 
-PROXIMAL: dict[str, Activation] = {
-    "relu": Activation(torch.relu, lambda v, a: torch.relu(v)),
-    "hardtanh": Activation(functional.hardtanh, lambda v, a: v.clamp(-1, 1)),
-    "leaky_relu": Activation(
+PROXIMAL: dict[str, ProximalActivation] = {
+    "relu": ProximalActivation(torch.relu, lambda v, a: torch.relu(v)),
+    "hardtanh": ProximalActivation(functional.hardtanh, lambda v, a: v.clamp(-1, 1)),
+    "leaky_relu": ProximalActivation(
         lambda p: functional.leaky_relu(p, LEAK),
         lambda v, a: torch.where(v > 0, v, v * (LEAK / (LEAK + a * (1 - LEAK)))),
     ),
-    "tanh": Activation(torch.tanh, slope=lambda p: 1 - torch.tanh(p).square()),
-    "sigmoid": Activation(torch.sigmoid, slope=_sigmoid_slope),
-    "softplus": Activation(functional.softplus, slope=torch.sigmoid),
-    "elu": Activation(functional.elu, slope=lambda p: p.clamp(max=0).exp()),
+    "tanh": ProximalActivation(torch.tanh, slope=lambda p: 1 - torch.tanh(p).square()),
+    "sigmoid": ProximalActivation(torch.sigmoid, slope=_sigmoid_slope),
+    "softplus": ProximalActivation(functional.softplus, slope=torch.sigmoid),
+    "elu": ProximalActivation(functional.elu, slope=lambda p: p.clamp(max=0).exp()),
 }
 """The activations of models whose equilibrium is unique by monotonicity: component-wise, with slopes in [0, 1]."""
 
 
-def proximal(name: str) -> Activation:
+def proximal(name: str) -> ProximalActivation:
     """The activation of that name.
 
     Raises:

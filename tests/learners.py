@@ -6,13 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import torch
 from torch import nn
 
-from implicitnets import images
+from implicitnets import Implicit, images
 from implicitnets.activations import Blocks, MaxPool
 from implicitnets.constraints import BlockNorm
-from implicitnets.models import DEQ, ImplicitModel
+from implicitnets.models import (
+    DEQ,
+    ImplicitModel,
+    IntervalMonotoneDEQ,
+    LipschitzDEQ,
+    MonotoneConvDEQ,
+    MonotoneDEQ,
+    MonotoneMultiTierDEQ,
+    NonEuclideanDEQ,
+)
 from implicitnets.models.structures import LowRank, Sparse, Triangular
+from implicitnets.solvers import PeacemanRachford
 
 needs_images = pytest.mark.skipif(
     not (images.root_folder() / "MNIST").is_dir(),
@@ -53,7 +64,42 @@ def size(shape: tuple[int, int, int]) -> int:
     return shape[0] * shape[1] * shape[2]
 
 
+SPLIT = {
+    "solver": PeacemanRachford(rtol=1e-2, max_steps=200),
+    "backward": Implicit(solver=PeacemanRachford(rtol=1e-2, max_steps=200)),
+}
+
+
+class Together(nn.Module):
+    """Two tiers as channels of the coarser one."""
+
+    def forward(self, tiers):
+        return torch.cat((nn.functional.avg_pool2d(tiers[0], 2), tiers[1]), 1)
+
+
+def dense(kind, **how):
+    return lambda shape: nn.Sequential(nn.Flatten(), kind(size(shape), 80, **how), nn.Linear(80, 10))
+
+
+def halved(model, features, *between):
+    """A convolutional model on images of half the size."""
+    return lambda shape: nn.Sequential(nn.AvgPool2d(2), model(), *between, nn.Flatten(), nn.Linear(features, 10))
+
+
 LEARNERS: dict[str, Learner] = {
+    "MonotoneDEQ": Learner(dense(MonotoneDEQ), few=0.84, all=0.94),
+    "IntervalMonotoneDEQ": Learner(dense(IntervalMonotoneDEQ), few=0.84, all=0.94),
+    "NonEuclideanDEQ": Learner(dense(NonEuclideanDEQ), few=0.84, all=0.94),
+    "LipschitzDEQ": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), LipschitzDEQ(size(shape), 80, 10, lipschitz=10.0)), few=0.84, all=0.92
+    ),
+    "MonotoneConvDEQ": Learner(halved(lambda: MonotoneConvDEQ(1, 8), 8 * 14 * 14), few=0.84, all=0.95),
+    "MonotoneMultiTierDEQ": Learner(
+        halved(lambda: MonotoneMultiTierDEQ(1, (4, 8), **SPLIT), 12 * 7 * 7, Together()), few=0.78, all=0.9
+    ),
+        few=0.8,
+        all=0.94,
+    ),
     "DEQ": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), DEQ(Cell(size(shape), 80), state_shape=(80,)), nn.Linear(80, 10)),
         few=0.84,

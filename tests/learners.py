@@ -97,9 +97,6 @@ LEARNERS: dict[str, Learner] = {
     "MonotoneMultiTierDEQ": Learner(
         halved(lambda: MonotoneMultiTierDEQ(1, (4, 8), **SPLIT), 12 * 7 * 7, Together()), few=0.78, all=0.9
     ),
-        few=0.8,
-        all=0.94,
-    ),
     "DEQ": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), DEQ(Cell(size(shape), 80), state_shape=(80,)), nn.Linear(80, 10)),
         few=0.84,

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils import _pytree
 
 from ..pytree import Layout, leaves, rebuild, refuse_in_place, versions
 from ..solution import Solution
@@ -114,7 +113,7 @@ class Equation:
     def isolate(self) -> None:
         """Take the samples whose data are not finite out of all arithmetic: their inputs become 0, their start NaN."""
         state, batch = leaves(self.z0), self.layout.batch
-        data = [t for t in state + _pytree.tree_leaves(self.inputs) if belongs(t, batch) and t.is_floating_point()]
+        data = [t for t in state + leaves(self.inputs) if belongs(t, batch) and t.is_floating_point()]
         finite = torch.stack([torch.isfinite(t).reshape(batch, -1).all(1) for t in data]).all(0)
 
         def cleared(x: Any, value: float = 0.0) -> Any:
@@ -131,7 +130,7 @@ class Equation:
         return self._wanted
 
     def _watch(self) -> bool:
-        known = [x for x in _pytree.tree_leaves(self.inputs) if isinstance(x, Tensor)]
+        known = [x for x in leaves(self.inputs) if isinstance(x, Tensor)]
         if isinstance(self.f, nn.Module):
             known += self.f.parameters()
         state = leaves(self.z0)
@@ -139,7 +138,8 @@ class Equation:
         with self.surroundings.lowered(), self.members.noted():
             seen = capture(lambda: self._checked(self.f(self.z0, *self.inputs)), known, state, leaves)
         self.operands = seen.operands
-        self.frame = replace(self.frame, joint=seen.mixes)
+        if seen.mixes:
+            self.frame = replace(self.frame, joint=True)
         refuse_in_place(state, before)
         self.surroundings.complete(seen.updated)
         self._watched = 1
@@ -177,8 +177,10 @@ class Equation:
 
         with without_autocast(self.surroundings.device):
             solution = together(self.feasible(solver), frame.ranks).run(f, z0, fz0=self._fz0)
-        # Copies, since FSDP2 warns of modules that return a view.
-        solution = frame.told(solution, [t.clone() for t in frame.stacked(leaves(solution.value))])
+        value = leaves(solution.value) if frame.natural else frame.stacked(leaves(solution.value))
+        # No views, since FSDP2 warns of modules that return one, and no argument.
+        kept = {id(t) for t in leaves(z0)}
+        solution = frame.told(solution, [t.clone() if t._is_view() or id(t) in kept else t for t in value])
         more, self._watched, self._fz0 = self._watched, 0, None
         if self.surroundings.updated:
             self.surroundings.rewind()
@@ -211,7 +213,7 @@ class Equation:
         return out
 
     def _all_inputs(self, tensors: Sequence[Tensor]) -> bool:
-        inputs = {id(x) for x in _pytree.tree_leaves(self.inputs)}
+        inputs = {id(x) for x in leaves(self.inputs)}
         return all(id(t) in inputs for t in tensors)
 
     def _swaps(self, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -87,6 +87,8 @@ class Frame:
 
     def told(self, found: Solution, value: Sequence[Tensor]) -> Solution:
         """The record of a solve in rows, sample by sample, with these leaves of its value."""
+        if self.natural:
+            return replace(found, value=self.tree(value))
         return replace(
             found,
             value=self.tree(value),

@@ -132,11 +132,16 @@ class Equation:
     def _watch(self) -> bool:
         known = [x for x in leaves(self.inputs) if isinstance(x, Tensor)]
         if isinstance(self.f, nn.Module):
-            known += self.f.parameters()
-        state = leaves(self.z0)
+            known += self.members.parameters()
+        state, value = leaves(self.z0), []
         before = versions(state)
+
+        def flatten(out: Any) -> list[Tensor]:
+            value.extend(self._checked(out))
+            return value
+
         with self.surroundings.lowered(), self.members.noted():
-            seen = capture(lambda: self._checked(self.f(self.z0, *self.inputs)), known, state, leaves)
+            seen = capture(lambda: self.f(self.z0, *self.inputs), known, state, flatten)
         self.operands = seen.operands
         if seen.mixes:
             self.frame = replace(self.frame, joint=True)
@@ -145,8 +150,8 @@ class Equation:
         self._watched = 1
         self.traced = any(map(is_traced, (*state, *self.operands)))
         if not self.traced:
-            refuse_traced(seen.value)
-        self._fz0 = None if self.traced else rebuild(torch.detach, seen.value)
+            refuse_traced(value)
+        self._fz0 = None if self.traced else self.layout.tree([t.detach() for t in value])
         return self.traced or (torch.is_grad_enabled() and any(t.requires_grad for t in self.operands))
 
     def solve(self, solver: Solver, z0: Any = None, operands: Sequence[Tensor] | None = None) -> Solution:
@@ -200,15 +205,15 @@ class Equation:
         state = self.layout.tree(z)
         old, new = self._swaps(operands)
         if not old:
-            return leaves(self._call(self.f, state, *self.inputs))
+            return self._call(self.f, state, *self.inputs)
         substitution, known = Substitution(old, new), [*z, *operands]
         inputs = substitution.swap(self.inputs)
         if self._all_inputs(old) and not any(map(is_wrapped, known)):  # as a rule, and then no mode is needed
-            out = leaves(self._call(self.f, state, *inputs))
+            out = self._call(self.f, state, *inputs)
             if substitution.proves(out, known):
                 return out
         with substitution, as_written():
-            out = leaves(self._call(self.f, state, *inputs))
+            out = self._call(self.f, state, *inputs)
         substitution.check(out, known)
         return out
 
@@ -224,16 +229,18 @@ class Equation:
         pairs = [(old, new) for old, new in pairs if old is not new]
         return [old for old, _ in pairs], [new for _, new in pairs]
 
-    def _call(self, f: Callable[..., Any], z: Any, *inputs: Any) -> Any:
-        """f as it was at its first call."""
+    def _call(self, f: Callable[..., Any], z: Any, *inputs: Any) -> list[Tensor]:
+        """The leaves of f as it was at its first call."""
         if not self.surroundings.matter:
             return self._checked(f(z, *inputs))
         with self.surroundings.restored():
             return self._checked(f(z, *inputs))
 
     def _restricted(self, f: Callable[..., Any], inputs: Sequence[Any]) -> Restricted:
-        return Restricted(partial(self._call, f) if self.surroundings.matter else f, inputs, self.layout.batch)
+        if not self.surroundings.matter:
+            return Restricted(f, inputs, self.layout.batch)
+        return Restricted(lambda *args: self.layout.tree(self._call(f, *args)), inputs, self.layout.batch)
 
-    def _checked(self, value: Any) -> Any:
-        """What f returned, if it is like the state; in its dtypes, where autocast has lowered it."""
-        return self.layout.tree(self.layout.check(value, leaves(value)[0].shape[0]))
+    def _checked(self, value: Any) -> list[Tensor]:
+        """The leaves of what f returned, if they are like the state's; in its dtypes, where autocast lowered them."""
+        return self.layout.check(value, leaves(value)[0].shape[0])

@@ -145,10 +145,10 @@ class _Linear:
     """A linear map of leaves, on matrices of rows."""
 
     def __init__(self, frame: Frame, product: Callable[[Tensors], Tensors]) -> None:
-        self.frame, self.product = frame, product
+        self.frame, self.product, self.plain = frame, product, frame.plain
 
     def __call__(self, w: Tensor) -> Tensor:
-        if self.frame.plain:
+        if self.plain:
             return self.product((w,))[0]
         return self.frame.pack(self.product(self.frame.unpack(w)))
 

@@ -119,14 +119,11 @@ class Anderson(Iterative[_History]):
         if state.all_awake:
             return
         (residual, scale), before = now.host_norms(), last.host_norms()[0]
-        good = residual <= self.lazy * before
-        if np.count_nonzero(good) == good.size:
-            return
-        slow = ~good
-        if self.lazy > 0:
+        slow = ~((residual <= self.lazy * before) | state.awake)
+        if self.lazy > 0 and np.count_nonzero(slow):
             with np.errstate(all="ignore"):
                 slow &= ~(residual * (residual / before) ** SOON <= self.atol + self.rtol * scale)
-        if np.count_nonzero(slow & ~state.awake):
+        if np.count_nonzero(slow):
             state.awake = state.awake | slow
             state.all_awake = bool(state.awake.all())
             state.active = torch.from_numpy(state.awake).to(now.z)

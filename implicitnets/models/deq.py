@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from ..backward import Backward, Implicit
 from ..backward.sync import check_group
 from ..backward.transforms import plain
 from ..fixed_point import check_strategies, fixed_point
-from ..pytree import rebuild
+from ..pytree import leaves, rebuild
 from ..solution import Solution
 from ..solvers import Anderson, Solver
 from .config import Configurable
@@ -177,7 +176,7 @@ class DEQ(Equilibrium):
         initial_state: Any = getattr(self.cell, "initial_state", None)
         if initial_state is not None:
             return initial_state(*inputs)
-        tensors = [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+        tensors = [x for x in leaves(inputs) if isinstance(x, Tensor)]
         if not tensors:
             raise ValueError("DEQ called without inputs does not know its batch: pass z0=torch.zeros(batch, ...)")
         like = next((x for x in tensors if x.is_floating_point()), torch.empty(0, device=tensors[0].device))

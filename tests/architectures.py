@@ -10,7 +10,7 @@ import torch
 from problems import normal
 from torch import nn
 
-from implicitnets.models import DEQ, ImplicitModel
+from implicitnets.models import DEQ, ImplicitGraph, ImplicitModel, QPLayer, SparseCoding
 from implicitnets.solvers import Anderson, Broyden, Newton, Solver
 
 F64_TIGHT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-13, "max_steps": 500}
@@ -64,9 +64,37 @@ def vectors() -> Sequence[Any]:
     return (normal(3, 4, dtype=torch.float64),)
 
 
+def ring() -> Sequence[Any]:
+    """Three signals on a directed ring of five nodes with a chord."""
+    return normal(3, 5, 3, dtype=torch.float64), torch.tensor([[0, 1, 2, 3, 4, 0], [1, 2, 3, 4, 0, 2]])
+
+
+def program() -> Sequence[Any]:
+    """Three programs with active inequalities: the data Q, q, G, h, A, b, the matrices and b for all."""
+    a, g = normal(4, 4, dtype=torch.float64), normal(5, 4, dtype=torch.float64, seed=2)
+    q, h = 3 * normal(3, 4, dtype=torch.float64, seed=3), normal(3, 5, dtype=torch.float64, seed=4).square()
+    return a @ a.T + torch.eye(4), q, g, h, normal(1, 4, dtype=torch.float64, seed=5), torch.zeros(1).double()
+
+
+def alike(model: nn.Module) -> None:
+    """A dictionary whose atoms are all the same, with a penalty of next to nothing."""
+    model.parametrizations.D.original.data[:] = 1
+    model.log_penalty.data.fill_(-10)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "DEQ": Architecture(lambda **how: DEQ(Cell(), state_shape=(5,), **how), vectors, saved=False),
     "ImplicitModel": Architecture(
         lambda **how: ImplicitModel(4, 6, 2, activation="tanh", **how), vectors, unique=True, extreme=large
     ),
+    "ImplicitGraph": Architecture(
+        lambda **how: ImplicitGraph(3, 4, activation="tanh", **how), ring, unique=True, extreme=large
+    ),
+    "SparseCoding": Architecture(
+        lambda **how: SparseCoding(4, 7, penalty=0.3, ridge=0.1, per_atom=True, **how),
+        vectors,
+        unique=True,
+        extreme=alike,
+    ),
+    "QPLayer": Architecture(lambda **how: QPLayer(rho=1.0, **how), program),
 }

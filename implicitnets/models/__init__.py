@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from .adjacency import Graph
 from .config import Configurable, from_config
 from .deq import DEQ, Equilibrium
+from .graph import ImplicitGraph
 from .implicit import ACTIVATIONS, ImplicitModel
+from .qp import QPLayer, QPSolution
+from .sparse_coding import SparseCoding
 from .starts import LearnedStart, Start, WarmStart
 
 __all__ = [
@@ -12,8 +16,13 @@ __all__ = [
     "DEQ",
     "Configurable",
     "Equilibrium",
+    "Graph",
+    "ImplicitGraph",
     "ImplicitModel",
     "LearnedStart",
+    "QPLayer",
+    "QPSolution",
+    "SparseCoding",
     "Start",
     "WarmStart",
     "from_config",

@@ -143,7 +143,8 @@ class QPLayer(Equilibrium):
 
         v = self.equilibrium(f, z0, parts.start, parts.h, *own)
         self._judge(parts)
-        z, multipliers = parts.primal(v), parts.inequality(v)
+        with self._selected():
+            z, multipliers = parts.primal(v), parts.inequality(v)
         gradient = times(z, program.Q) + program.q + times(multipliers, parts.G)
         return QPSolution(z, multipliers / parts.size, parts.equality(gradient) / parts.equality_size)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..backward import Backward, Implicit
 from ..constraints import Constraint
-from ..solvers import Anderson, Solver
+from ..solvers import Anderson, Fallback, Picard, Solver
 from .deq import Equilibrium
 from .starts import Start
 
@@ -85,7 +85,7 @@ class SparseCoding(Equilibrium):
         ridge: float = 0.0,
         per_atom: bool = False,
         nonnegative: bool = False,
-        solver: Solver = Anderson(max_steps=300),
+        solver: Solver = Fallback(Anderson(max_steps=100), Picard(max_steps=2000)),
         backward: Backward = Implicit(),
         start: Start | None = None,
     ) -> None:
@@ -130,7 +130,9 @@ class SparseCoding(Equilibrium):
             z = self._shrink(v, threshold)
             return torch.addmm(v - z + projected, 2 * z - v, matrix)
 
-        return self._shrink(self.equilibrium(f, z0, x @ dictionary @ inverse), threshold)
+        v = self.equilibrium(f, z0, x @ dictionary @ inverse)
+        with self._selected():
+            return self._shrink(v, threshold)
 
     def _shrink(self, v: Tensor, threshold: Tensor) -> Tensor:
         positive = torch.relu(v - threshold)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..backward import Backward, Implicit
 from ..backward.transforms import plain
 from ..solution import ConvergenceWarning, Status
-from ..solvers import Anderson, Fallback, Picard, Solver
+from ..solvers import Picard, Solver
 from .deq import Equilibrium
 from .program import Program, Splitting, times
 from .starts import Start
@@ -21,6 +21,8 @@ __all__ = ["QPLayer", "QPSolution"]
 
 ASTRAY = 1e3
 """A residual that met its tolerance only because the state is this much larger than the data has met nothing."""
+WITNESS = 1000
+"""Steps of the plain iteration by which multipliers are sought that prove a program infeasible."""
 BEYOND = 10
 """A program is called infeasible if no point is feasible that is up to so many times as large as the one found."""
 
@@ -64,7 +66,7 @@ class QPLayer(Equilibrium):
 
     Args:
         rho: ρ, in units of the mean eigenvalue of Q. The solution does not depend on it, the number of steps does.
-        solver: How the fixed point is found.
+        solver: How the fixed point is found. Anderson's method takes fewer steps but may run away, which is reported.
         backward: How it is differentiated.
         start: Where the solver starts; None is zeros.
 
@@ -77,7 +79,7 @@ class QPLayer(Equilibrium):
         self,
         *,
         rho: float = 10.0,
-        solver: Solver = Fallback(Anderson(memory=10, max_steps=100), Picard(max_steps=5000), rtol=1e-6, atol=1e-8),
+        solver: Solver = Picard(rtol=1e-6, atol=1e-8, max_steps=10_000),
         backward: Backward = Implicit(),
         start: Start | None = None,
     ) -> None:
@@ -138,8 +140,7 @@ class QPLayer(Equilibrium):
         own = [parts.matrix] if parts.matrix.dim() == 3 else []  # cut with its sample
 
         def f(v: Tensor, start: Tensor, h: Tensor, *own: Tensor) -> Tensor:
-            w = torch.minimum(v, h)
-            return v - w + start + times(2 * w - v, own[0] if own else parts.matrix)
+            return reflect(v, start, h, own[0] if own else parts.matrix)
 
         v = self.equilibrium(f, z0, parts.start, parts.h, *own)
         self._judge(parts)
@@ -166,7 +167,7 @@ class QPLayer(Equilibrium):
             )
         failed = astray | ~record.converged
         if bool(failed.any()):
-            _warn_infeasible(parts, plain(record.value), failed)
+            _warn_infeasible(parts, failed)
 
     def _start(self, inputs: tuple[Any, ...]) -> Tensor:
         return torch.zeros_like(inputs[1])
@@ -176,13 +177,23 @@ class QPLayer(Equilibrium):
         return f"rho={self.rho}, {super().extra_repr()}"
 
 
+def reflect(v: Tensor, start: Tensor, h: Tensor, matrix: Tensor) -> Tensor:
+    """The map v -> v + Gz − w."""
+    w = torch.minimum(v, h)
+    return v - w + start + times(2 * w - v, matrix)
+
+
 @torch.no_grad()
-def _warn_infeasible(parts: Splitting, v: Tensor, failed: Tensor) -> None:
+def _warn_infeasible(parts: Splitting, failed: Tensor) -> None:
     """Warn of programs that are proved to be infeasible.
 
     For multipliers λ ≥ 0 and ν, and every feasible z, hᵀλ + bᵀν ≥ (Gᵀλ + Aᵀν)ᵀz. Where the left side is negative, no
-    point of norm less than |hᵀλ + bᵀν| / ‖Gᵀλ + Aᵀν‖ is feasible: Farkas' lemma, if that is infinite.
+    point of norm less than |hᵀλ + bᵀν| / ‖Gᵀλ + Aᵀν‖ is feasible: Farkas' lemma, if that is infinite. Such multipliers
+    are what the plain iteration tends to where a program is infeasible (Banjac et al. 2019, theorem 5.1).
     """
+    v = torch.zeros_like(plain(parts.h))
+    for _ in range(WITNESS):
+        v = reflect(v, plain(parts.start), plain(parts.h), plain(parts.matrix))
     multipliers = parts.inequality(v)
     pull = times(multipliers, parts.G)
     equality = parts.equality(pull)

@@ -118,8 +118,8 @@ class Splitting:
 
 
 def _normalized(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Constraints whose rows have norm 1, and what they were divided by. Zero rows stay."""
-    norm = torch.linalg.vector_norm(matrix, dim=-1)
+    """Constraints whose rows have norm 1, and what they were divided by, on which nothing depends. Zero rows stay."""
+    norm = torch.linalg.vector_norm(matrix.detach(), dim=-1)
     norm = torch.where(norm > 0, norm, 1.0)
     return matrix / norm[..., None], right / norm, norm
 

@@ -8,6 +8,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # second thread but lose much where the machine has other work to do.
 export OMP_NUM_THREADS := 1
 
+# Where real images are, in torchvision's layout; tests that need them skip where they are not.
+export IMPLICITNETS_DATA ?= $(abspath ../shared/data)
+
 .PHONY: help env demo test test-slow docs bench clean
 .DEFAULT_GOAL := help
 

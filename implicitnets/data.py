@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Generator, Tensor
+
+from . import images
 
 __all__ = ["DATASETS", "Dataset", "Split", "digits", "load"]
 
@@ -49,12 +53,14 @@ class Dataset:
         train: The part to learn from.
         test: The held-out part.
         classes: The number of classes; labels are 0 ... classes - 1.
+        shape: Of the image that the features of a sample are, (channels, height, width).
     """
 
     name: str
     train: Split
     test: Split
     classes: int
+    shape: tuple[int, int, int]
 
     @property
     def features(self) -> int:
@@ -62,10 +68,11 @@ class Dataset:
         return self.train.inputs.shape[1]
 
 
-def digits() -> Dataset:
+def digits(root: str | Path | None = None) -> Dataset:
     """Scikit-learn's handwritten digits: 1797 real images of 8×8 pixels in [0, 1], which ship with it.
 
-    One fifth is held out, the same in every run, with every digit as frequent as in the whole.
+    One fifth is held out, the same in every run, with every digit as frequent as in the whole. ``root`` is not
+    looked at.
 
     >>> data = digits()
     >>> data.features, data.classes, len(data.train), len(data.test)
@@ -80,19 +87,38 @@ def digits() -> Dataset:
         train=Split(inputs=train_inputs, labels=train_labels.long()),
         test=Split(inputs=test_inputs, labels=test_labels.long()),
         classes=10,
+        shape=(1, 8, 8),
     )
 
 
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits}
+def _images(
+    name: str, read: Callable[[str | Path | None], tuple[images.Part, images.Part]], root: str | Path | None = None
+) -> Dataset:
+    train, test = (Split(inputs=pixels.flatten(1), labels=labels) for pixels, labels in read(root))
+    return Dataset(name=name, train=train, test=test, classes=10, shape=(1, 28, 28))
+
+
+DATASETS: dict[str, Callable[[str | Path | None], Dataset]] = {
+    "digits": digits,
+    "mnist": partial(_images, "mnist", images.mnist),
+    "fashion-mnist": partial(_images, "fashion-mnist", images.fashion_mnist),
+}
 """What can be loaded by name."""
 
 
-def load(name: str) -> Dataset:
+def load(name: str, root: str | Path | None = None) -> Dataset:
     """The data set of that name.
 
+    Args:
+        name: A name in ``DATASETS``.
+        root: The folder of the image data sets, in torchvision's layout; None for what the environment variable
+            IMPLICITNETS_DATA says, or ``data``. The digits ship with scikit-learn and need none.
+
     Raises:
-        ValueError: If there is none; the message lists those that exist.
+        ValueError: If there is none of that name; the message lists those that exist.
+        FileNotFoundError: If it is not in that folder.
+        ImportError: If it takes torchvision, and that is not installed.
     """
     if name not in DATASETS:
         raise ValueError(f"no data set is called {name!r}. There are: {', '.join(sorted(DATASETS))}")
-    return DATASETS[name]()
+    return DATASETS[name](root)

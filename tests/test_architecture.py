@@ -12,13 +12,13 @@ LONGEST = 260
 
 FLOORS = [
     {"solution", "norms", "pytree", "values", "linalg"},
-    {"nonsmooth"},
+    {"nonsmooth", "activations"},
     {"solvers", "prox", "constraints"},
     {"backward"},
     {"fixed_point"},
     {"models"},
     {"training", "analysis"},
-    {"data", "storage", "experiment", "run", "report", "plots"},
+    {"images", "data", "storage", "experiment", "run", "report", "plots"},
     {"cli"},
     {"__main__"},
 ]

@@ -13,7 +13,6 @@ from torch.nn.functional import cross_entropy
 
 import implicitnets as inn
 from implicitnets.models import Graph, ImplicitGraph
-from implicitnets.models.message_passing import Edges, propagate
 from implicitnets.solvers import Anderson, Dense, Picard, loop
 
 F64 = torch.float64
@@ -90,27 +89,6 @@ def test_the_graphs_of_a_batch_are_divided_one_by_one():
     found = Graph.from_adjacency(a, batch=batch).dense()
     torch.testing.assert_close(found[0, 2], torch.tensor(1.0, dtype=F64))
     assert found[1, 3] == 0.5
-
-
-# the sparse product
-
-
-def test_the_sparse_product_has_all_derivatives():
-    index, w, x = edges(6, 15), normal(15, dtype=F64), normal(6, 3, dtype=F64)
-    places, order = Edges.of(index[0], index[1], 6)
-
-    def product(w: Tensor, x: Tensor) -> Tensor:
-        return propagate(places, w[order], x)
-
-    def dense(w: Tensor, x: Tensor) -> Tensor:
-        return torch.zeros(6, 6, dtype=F64).index_put((index[1], index[0]), w, accumulate=True) @ x
-
-    torch.testing.assert_close(product(w, x), dense(w, x))
-    args = (w.requires_grad_(), x.requires_grad_())
-    assert torch.autograd.gradcheck(product, args, check_forward_ad=True, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(product, args, check_batched_grad=True, check_fwd_over_rev=True)
-    many = normal(4, 15, dtype=F64)
-    torch.testing.assert_close(torch.vmap(product, (0, None))(many, x), torch.stack([dense(v, x) for v in many]))
 
 
 def test_no_matrix_is_written_out():
@@ -222,9 +200,8 @@ class TwoConvolutions(nn.Module):
         self.first, self.second = nn.Linear(2, 16), nn.Linear(16, 16)
 
     def forward(self, u: Tensor, graph: Graph) -> Tensor:
-        places, weight = graph.edges, graph.weight
-        hidden = propagate(places, weight, self.first(u)).relu()
-        return propagate(places, weight, self.second(hidden)).relu()
+        hidden = graph.propagate(self.first(u)[None], graph.weight).relu()
+        return graph.propagate(self.second(hidden), graph.weight)[0].relu()
 
 
 def accuracy(layer: nn.Module, length: int, steps: int = 60) -> float:

@@ -46,4 +46,6 @@ for _ in range(EPOCHS):
 # %%
 right = (scores.argmax(1) == label)[~train].double().mean()
 steps = layer.forward_solution.steps
-print(f"{LENGTH} nodes a chain: {right:.1%} of the others right, {int(steps.min())} to {int(steps.max())} steps a chain")
+print(
+    f"{LENGTH} nodes a chain: {right:.1%} of the others right, {int(steps.min())} to {int(steps.max())} steps a chain"
+)

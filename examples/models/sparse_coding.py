@@ -47,4 +47,5 @@ with torch.no_grad():
     z = layer(test)
     cleaned = layer.decode(z) + mean
 before, after = (float((x - digits[1::2]).square().mean().sqrt()) for x in (test + mean, cleaned))
-print(f"error of a pixel: {before:.3f} with noise, {after:.3f} cleaned, by {float((z != 0).sum(1).float().mean()):.1f} atoms")
+atoms = float((z != 0).sum(1).float().mean())
+print(f"error of a pixel: {before:.3f} with noise, {after:.3f} cleaned, by {atoms:.1f} atoms of 64")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from . import algebra, structures
 from .adjacency import Graph
 from .config import Configurable, from_config
 from .deq import DEQ, Equilibrium
 from .graph import ImplicitGraph
 from .implicit import ACTIVATIONS, ImplicitModel
 from .qp import QPLayer, QPSolution
+from .scaling import pf_eigenvalue, rescale
 from .sparse_coding import SparseCoding
 from .starts import LearnedStart, Start, WarmStart
 
@@ -25,5 +27,9 @@ __all__ = [
     "SparseCoding",
     "Start",
     "WarmStart",
+    "algebra",
     "from_config",
+    "pf_eigenvalue",
+    "rescale",
+    "structures",
 ]

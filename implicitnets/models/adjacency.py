@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .message_passing import Edges, propagate
+from .sparse import Pattern, sparse_product
 
 __all__ = ["Graph"]
 
@@ -23,14 +23,14 @@ class Graph:
     that row i of AX is what the neighbors of node i send it.
 
     Attributes:
-        edges: The edges between places: node k of graph g has the place ``g * largest + k``.
-        weight: The weight of each edge, in the order of ``edges``.
+        pattern: The edges between places: node k of graph g has the place ``g * largest + k``.
+        weight: The weight of each edge, in the order of ``pattern``. Edges given several times are one, of their sum.
         place: The place of each node, or None where that is its number (one graph).
         graphs: How many graphs there are.
         largest: The nodes of the largest of them.
     """
 
-    edges: Edges
+    pattern: Pattern
     weight: Tensor
     place: Tensor | None
     graphs: int
@@ -97,8 +97,8 @@ class Graph:
         coordinates = adjacency.to_sparse_coo().coalesce()
         (target, source), weight = coordinates.indices(), coordinates.values()
         graph = _laid_out(source, target, weight, adjacency.shape[0], batch)
-        divisor = graph.perron_bound().clamp_min(1)[graph.edges.target // max(graph.largest, 1)]
-        return Graph(graph.edges, graph.weight / divisor, graph.place, graph.graphs, graph.largest)
+        divisor = graph.perron_bound().clamp_min(1)[graph.pattern.rows // max(graph.largest, 1)]
+        return Graph(graph.pattern, graph.weight / divisor, graph.place, graph.graphs, graph.largest)
 
     def perron_bound(self) -> Tensor:
         """An upper bound of the Perron-Frobenius eigenvalue of |A| for each graph, of shape (graphs,)."""
@@ -107,7 +107,7 @@ class Graph:
         best = torch.full_like(v[:, 0], torch.inf) if self.largest else v.new_zeros(self.graphs)
         tiny = torch.finfo(v.dtype).eps
         for _ in range(POWERS if self.largest else 0):
-            sent = propagate(self.edges, size, v.reshape(-1, 1)).reshape(v.shape)
+            sent = sparse_product(self.pattern, size, v.reshape(1, -1)).reshape(v.shape)
             best = torch.minimum(best, (sent / v).amax(1))
             v = sent + best[:, None].clamp_min(tiny) * v  # shifted, so that it does not oscillate on bipartite graphs
             v = (v / v.amax(1, keepdim=True)).clamp_min(tiny)
@@ -126,17 +126,16 @@ class Graph:
 
     def propagate(self, x: Tensor, weight: Tensor) -> Tensor:
         """A X for each graph, or for each of several X on one graph: ``(batch, largest, features)`` to the same."""
-        places = self.edges.nodes
-        if x.shape[1] == places:  # one graph: what is on it lies side by side
-            flat = propagate(self.edges, weight, x.transpose(0, 1).flatten(1))
-            return flat.reshape(places, x.shape[0], x.shape[2]).transpose(0, 1)
-        return propagate(self.edges, weight, x.reshape(places, x.shape[2])).reshape(x.shape)
+        places = self.pattern.shape[0]
+        # On one graph the samples are apart; a batch of graphs is one block-diagonal matrix.
+        rows = x.transpose(1, 2) if x.shape[1] == places else x.reshape(1, places, x.shape[2]).transpose(1, 2)
+        sent = sparse_product(self.pattern, weight, rows.flatten(0, 1))
+        return sent.reshape(rows.shape).transpose(1, 2).reshape(x.shape)
 
     def dense(self) -> Tensor:
         """The adjacency, written out: (nodes, nodes)."""
-        places = self.edges.nodes
-        matrix = self.weight.new_zeros(places, places)
-        matrix = matrix.index_put((self.edges.target, self.edges.source), self.weight, accumulate=True)
+        matrix = self.weight.new_zeros(self.pattern.shape)
+        matrix = matrix.index_put((self.pattern.rows, self.pattern.columns), self.weight)
         return matrix if self.place is None else matrix[self.place][:, self.place]
 
 
@@ -170,16 +169,18 @@ def _check_batch(source: Tensor, target: Tensor, nodes: int, batch: Tensor) -> N
 
 def _laid_out(source: Tensor, target: Tensor, weight: Tensor, nodes: int, batch: Tensor | None) -> Graph:
     """The graph of these edges, its nodes put in their places."""
-    if batch is None:
-        edges, order = Edges.of(source, target, nodes)
-        return Graph(edges, weight[order], None, 1, nodes)
-    _check_batch(source, target, nodes, batch)
-    counts = torch.bincount(batch)
-    graphs, largest = len(counts), int(counts.max()) if nodes else 0
-    if graphs < 2:
-        return _laid_out(source, target, weight, nodes, None)
-    order = batch.argsort(stable=True)
-    rank = torch.arange(nodes, device=batch.device) - (counts.cumsum(0) - counts)[batch[order]]
-    place = torch.empty_like(order).index_copy(0, order, batch[order] * largest + rank)
-    edges, order = Edges.of(place[source], place[target], graphs * largest)
-    return Graph(edges, weight[order], place, graphs, largest)
+    place, graphs, largest = None, 1, nodes
+    if batch is not None:
+        _check_batch(source, target, nodes, batch)
+        counts = torch.bincount(batch)
+        graphs = max(len(counts), 1)
+    if batch is not None and graphs > 1:
+        largest, order = int(counts.max()), batch.argsort(stable=True)
+        rank = torch.arange(nodes, device=batch.device) - (counts.cumsum(0) - counts)[batch[order]]
+        place = torch.empty_like(order).index_copy(0, order, batch[order] * largest + rank)
+        source, target = place[source], place[target]
+    places = graphs * largest
+    entry, which = (target * places + source).unique(return_inverse=True)
+    weight = weight.new_zeros(len(entry)).index_add(0, which, weight)
+    indices = torch.stack([entry // max(places, 1), entry % max(places, 1)])
+    return Graph(Pattern(indices, (places, places)), weight, place, graphs, largest)

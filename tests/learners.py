@@ -1,0 +1,92 @@
+"""Models that classify images, and how well they do after one pass through the training images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from torch import nn
+
+from implicitnets import images
+from implicitnets.activations import Blocks, MaxPool
+from implicitnets.constraints import BlockNorm
+from implicitnets.models import DEQ, ImplicitModel
+from implicitnets.models.structures import LowRank, Sparse, Triangular
+
+needs_images = pytest.mark.skipif(
+    not (images.root_folder() / "MNIST").is_dir(),
+    reason=f"MNIST is not in {images.root_folder()}: say where by the environment variable {images.ROOT}",
+)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A classifier of images.
+
+    Attributes:
+        make: Builds it for images of (channels, height, width) and ten classes.
+        few: The accuracy on 2000 test images that it has to beat after 5000 training images, batches of 100.
+        all: Likewise on the whole test part after the whole training part.
+        lr: Of Adam, from where it falls to 0 in a line.
+    """
+
+    make: Callable[[tuple[int, int, int]], nn.Module]
+    few: float
+    all: float
+    lr: float = 1e-2
+
+
+class Cell(nn.Module):
+    """A cell of the user's own: dense, bounded by its initialization alone."""
+
+    def __init__(self, inputs: int, states: int) -> None:
+        super().__init__()
+        self.recur, self.inject = nn.Linear(states, states), nn.Linear(inputs, states)
+        nn.init.uniform_(self.recur.weight, -0.5 / states, 0.5 / states)
+
+    def forward(self, z, x):
+        return (self.recur(z) + self.inject(x)).tanh()
+
+
+def size(shape: tuple[int, int, int]) -> int:
+    return shape[0] * shape[1] * shape[2]
+
+
+LEARNERS: dict[str, Learner] = {
+    "DEQ": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), DEQ(Cell(size(shape), 80), state_shape=(80,)), nn.Linear(80, 10)),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel low rank": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10, structure=LowRank(rank=5))),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel sparse": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10, structure=Sparse(nonzeros=800))),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel triangular": Learner(
+        lambda shape: nn.Sequential(
+            nn.Flatten(), ImplicitModel(size(shape), 80, 10, structure=Triangular(sizes=(30, 50)), constraint=None)
+        ),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel blocks": Learner(
+        lambda shape: nn.Sequential(
+            nn.Flatten(),
+            ImplicitModel(
+                size(shape), 80, 10, activation=Blocks(("relu", 60), (MaxPool(size=2), 40)), constraint=BlockNorm()
+            ),
+        ),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10)), few=0.84, all=0.95
+    ),
+}

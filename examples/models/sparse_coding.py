@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from implicitnets.models import SparseCoding
 
-EPOCHS, NOISE = (2 if "--quick" in sys.argv else 10), 0.2
+EPOCHS, NOISE, PENALTY = (1 if "--quick" in sys.argv else 5), 0.3, 0.8
 torch.manual_seed(0)
 
 # %% [markdown]
@@ -31,13 +31,13 @@ train, test = (noisy - mean)[::2], (noisy - mean)[1::2]
 # The loss is the one that the code itself is the minimum of. The penalty is kept.
 
 # %%
-layer = SparseCoding(inputs=64, atoms=100, penalty=0.5)
+layer = SparseCoding(inputs=64, atoms=64, penalty=PENALTY)
 layer.log_penalty.requires_grad_(False)
-optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+optimizer = torch.optim.Adam(layer.parameters(), lr=5e-2)
 for _ in range(EPOCHS):
     for x in train[torch.randperm(len(train))].split(64):
         z = layer(x)
-        loss = (0.5 * (layer.decode(z) - x).square().sum(1) + 0.5 * z.abs().sum(1)).mean()
+        loss = (0.5 * (layer.decode(z) - x).square().sum(1) + PENALTY * z.abs().sum(1)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

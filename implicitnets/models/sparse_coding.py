@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..backward import Backward, Implicit
 from ..constraints import Constraint
+from ..linalg import invert_definite
 from ..solvers import Picard, Solver
 from .deq import Equilibrium
 from .starts import Start
@@ -118,12 +119,9 @@ class SparseCoding(Equilibrium):
         """
         if x.dim() != 2 or x.shape[1] != self.inputs:
             raise ValueError(f"x has shape {tuple(x.shape)}, not (batch, {self.inputs}): flatten it with x.flatten(1)")
-        dictionary, size = self.D, self.ridge + RHO
-        # (DᵀD + size I)⁻¹ = (I − Dᵀ(DDᵀ + size I)⁻¹D) / size, with a matrix of the size of a signal to be factored.
-        eye = torch.eye(self.inputs, dtype=x.dtype, device=x.device)
-        factor = torch.linalg.cholesky(dictionary @ dictionary.T + size * eye)
-        whole = torch.eye(self.atoms, dtype=x.dtype, device=x.device)
-        inverse = (whole - dictionary.T @ torch.cholesky_solve(dictionary, factor)) / size
+        dictionary = self.D
+        eye = torch.eye(self.atoms, dtype=x.dtype, device=x.device)
+        inverse, _ = invert_definite(dictionary.T @ dictionary + (self.ridge + RHO) * eye)
         matrix, threshold = RHO * inverse, self.log_penalty.exp() / RHO
 
         def f(v: Tensor, projected: Tensor) -> Tensor:

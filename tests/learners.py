@@ -90,8 +90,9 @@ LEARNERS: dict[str, Learner] = {
         lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10)), few=0.84, all=0.95
     ),
     "SparseCoding": Learner(
-        lambda shape: nn.Sequential(nn.Flatten(), SparseCoding(size(shape), 100, penalty=0.2), nn.Linear(100, 10)),
+        lambda shape: nn.Sequential(nn.Flatten(), SparseCoding(size(shape), 100, penalty=0.5), nn.Linear(100, 10)),
         few=0.84,
-        all=0.93,
+        all=0.95,
+        lr=5e-2,
     ),
 }

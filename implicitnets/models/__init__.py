@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import algebra, structures
 from .adjacency import Graph
 from .config import Configurable, from_config
+from .convert import SkipLayers, from_sequential, to_layers
 from .deq import DEQ, Equilibrium
 from .graph import ImplicitGraph
 from .implicit import ACTIVATIONS, ImplicitModel
@@ -24,12 +25,15 @@ __all__ = [
     "LearnedStart",
     "QPLayer",
     "QPSolution",
+    "SkipLayers",
     "SparseCoding",
     "Start",
     "WarmStart",
     "algebra",
     "from_config",
+    "from_sequential",
     "pf_eigenvalue",
     "rescale",
     "structures",
+    "to_layers",
 ]

@@ -1,6 +1,6 @@
 """Deep equilibrium and implicit models: solve z = f(z), differentiate it, train and analyze what is built on it."""
 
-from . import analysis, backward, constraints, models, nonsmooth, solvers
+from . import analysis, backward, constraints, models, nonsmooth, prox, solvers
 from .backward import Backward, Implicit, Unroll
 from .fixed_point import fixed_point
 from .models import DEQ
@@ -22,5 +22,6 @@ __all__ = [
     "fixed_point",
     "models",
     "nonsmooth",
+    "prox",
     "solvers",
 ]

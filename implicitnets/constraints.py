@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import values
+from .balls import simplex_threshold
 
 __all__ = ["Constraint", "InfNorm", "inf_norm", "parse"]
 
@@ -114,17 +115,9 @@ class InfNorm(Constraint):
         norm = size.sum(-1, keepdim=True)
         if self.method == "rescale":
             return weight / (norm / self.kappa).clamp_min(1)
-        threshold = self._threshold(size)
+        threshold = simplex_threshold(size, self.kappa)
         shrunk = weight.sign() * (size - threshold).clamp_min(0)
         return torch.where(norm > self.kappa, shrunk, weight)
-
-    def _threshold(self, size: Tensor) -> Tensor:
-        """The t of each row with Σ max(|aᵢ| − t, 0) = kappa, for rows outside the ball."""
-        ordered = size.sort(-1, descending=True).values
-        excess = ordered.cumsum(-1) - self.kappa
-        count = torch.arange(1, size.shape[-1] + 1, device=size.device)
-        last = (ordered * count > excess).sum(-1, keepdim=True).clamp_min(1)  # entries that stay nonzero
-        return excess.gather(-1, last - 1) / last
 
 
 def inf_norm(module: nn.Module, name: str, kappa: float = 0.95, *, method: str = "project") -> nn.Module:

@@ -1,6 +1,6 @@
 """Deep equilibrium and implicit models: solve z = f(z), differentiate it, train and analyze what is built on it."""
 
-from . import analysis, backward, constraints, models, nonsmooth, prox, solvers
+from . import analysis, backward, constraints, models, nonsmooth, prox, solvers, training
 from .backward import Backward, Implicit, Unroll
 from .fixed_point import fixed_point
 from .models import DEQ
@@ -24,4 +24,5 @@ __all__ = [
     "nonsmooth",
     "prox",
     "solvers",
+    "training",
 ]

@@ -21,6 +21,7 @@ SEPARABLE = [
     *SHRINKAGES,
     *(prox.Binary(distance, level=0.8) for distance in SHRINKAGES),
     prox.Box(-0.3, 1.2),
+    prox.Box(None, 1.2),
     prox.NonNegative(),
 ]
 ROWS = [prox.InfNormBall(0.9), prox.Simplex(1.5)]
@@ -328,13 +329,16 @@ class TestUse:
     @pytest.mark.parametrize(
         ("make", "message"),
         [
-            (lambda: prox.L1(-1.0), "weight must not be negative"),
-            (lambda: prox.L12(math.nan), "weight must not be negative"),
-            (lambda: prox.GroupL1(-1.0), "weight must not be negative"),
-            (lambda: prox.Nuclear(-1.0), "weight must not be negative"),
+            (lambda: prox.L1(-1.0), "weight must be finite and not negative"),
+            (lambda: prox.L12(math.nan), "weight must be finite and not negative"),
+            (lambda: prox.GroupL1(-1.0), "weight must be finite and not negative"),
+            (lambda: prox.Nuclear(-1.0), "weight must be finite and not negative"),
             (lambda: prox.Nuclear(rtol=0.0), "rtol must be"),
             (lambda: prox.Nuclear(max_steps=0), "max_steps must be"),
+            (lambda: prox.L1(math.inf), "weight must be finite"),
             (lambda: prox.Box(1.0, 0.0), "low must not be above high"),
+            (lambda: prox.Box(0.0, math.inf), "None for no bound"),
+            (lambda: prox.Box(None, None), "None for no bound"),
             (lambda: prox.InfNormBall(0.0), "kappa must be positive"),
             (lambda: prox.Simplex(-1.0), "total must be positive"),
             (lambda: prox.Binary(level=0.0), "level must be positive"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -83,7 +84,7 @@ def check_weight(penalty: Prox, weight: float) -> None:
     """Refuse the weight of a penalty that has no minimum.
 
     Raises:
-        ValueError: If it is negative.
+        ValueError: If it is negative or not finite.
     """
-    if not weight >= 0:
-        raise ValueError(f"{penalty!r}: weight must not be negative")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"{penalty!r}: weight must be finite and not negative")

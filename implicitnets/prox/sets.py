@@ -19,19 +19,20 @@ class Box(Indicator):
     """low ≤ xᵢ ≤ high. The projection is the same in every diagonal metric.
 
     Attributes:
-        low: The least value, or −∞.
-        high: The largest, or ∞.
+        low: The least value, or None if there is none.
+        high: The largest, or None.
 
     Raises:
-        ValueError: If low is above high.
+        ValueError: If low is above high, or there is no bound.
     """
 
-    low: float = 0.0
-    high: float = 1.0
+    low: float | None = 0.0
+    high: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if not self.low <= self.high:
-            raise ValueError(f"{self!r} is empty: low must not be above high")
+        bounds = [bound for bound in (self.low, self.high) if bound is not None]
+        if not bounds or not all(map(math.isfinite, bounds)) or bounds != sorted(bounds):
+            raise ValueError(f"{self!r}: low must not be above high, both finite, or one of them None for no bound")
 
     def minimize(self, v: Tensor, step: Step) -> Tensor:
         """The projection."""
@@ -39,7 +40,7 @@ class Box(Indicator):
 
     def contains(self, x: Tensor) -> Tensor:
         """Whether each entry is between the bounds."""
-        return ((x >= self.low) & (x <= self.high)).all()
+        return (x.clamp(self.low, self.high) == x).all()
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class InfNormBall(_Rows):
     kappa: float = 0.95
 
     def __post_init__(self) -> None:
-        if not self.kappa > 0:
-            raise ValueError(f"{self!r}: kappa must be positive, and below 1 for well-posedness")
+        if not 0 < self.kappa < math.inf:
+            raise ValueError(f"{self!r}: kappa must be positive and finite, and below 1 for well-posedness")
 
     def minimize(self, v: Tensor, step: Step) -> Tensor:
         """The projection."""

@@ -150,8 +150,8 @@ class Binary(Prox):
     def __post_init__(self) -> None:
         if not isinstance(self.distance, Shrinkage):
             raise TypeError(f"Binary(distance={self.distance!r}): write one of L0, L1, L12, L23, L2 with its weight")
-        if not self.level > 0:
-            raise ValueError(f"Binary(level={self.level!r}): level must be positive, the values are ±level")
+        if not 0 < self.level < math.inf:
+            raise ValueError(f"Binary(level={self.level!r}): level must be positive and finite: the values are ±level")
 
     def minimize(self, v: Tensor, step: Step) -> Tensor:
         """The minimizer of each coordinate."""

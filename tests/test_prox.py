@@ -69,6 +69,7 @@ class TestSeparable:
 
     @pytest.mark.parametrize("penalty", SEPARABLE, **named)
     def test_every_coordinate_has_its_own_step(self, penalty):
+        assert penalty.separable
         v, step = sample(0, 4, 5, spread=2)
         alone = [penalty(a[None], s.item())[0] for a, s in zip(v.flatten(), step.flatten(), strict=True)]
         assert torch.allclose(penalty(v, step).flatten(), torch.stack(alone), rtol=1e-14, atol=0)
@@ -312,6 +313,10 @@ class TestUse:
             assert x[1, 2].isnan()
             if penalty in [*SEPARABLE, *ROWS]:
                 assert not x[[0, 2, 3]].isnan().any()
+
+    @pytest.mark.parametrize("penalty", EVERY, **named)
+    def test_only_maps_of_single_coordinates_are_called_so(self, penalty):
+        assert penalty.separable == (penalty in SEPARABLE)
 
     @pytest.mark.parametrize("penalty", EVERY, **named)
     def test_is_a_value_that_is_read_back_from_its_text(self, penalty):

@@ -70,7 +70,7 @@ def descend(make, steps):
 def go_on(parameters, optimizer, steps):
     for k in steps:
         for i, p in enumerate(parameters):
-            p.grad = drawn(k, p, i)
+            p.grad = drawn(k, p, i).to(p)
         optimizer.step()
 
 
@@ -135,6 +135,22 @@ class TestStep:
 
         grid = torch.tensor(np.linspace(-6, 6, 20_001))[:, None]
         assert (value(p.detach()) <= value(grid).amin(0) + 1e-10).all()
+
+    @pytest.mark.parametrize("penalty", [p for p in PENALTIES if p.separable], ids=repr)
+    @pytest.mark.parametrize("cls", [ProxSGD, ProxAdam])
+    def test_taking_the_tensors_together_changes_nothing(self, cls, penalty):
+        def parameters():
+            single = [nn.Parameter(normal(k, 3, k).float()) for k in range(1, 4)]
+            return [*weights(), *single]
+
+        found = []
+        for foreach in (None, True, False):
+            mine = parameters()
+            go_on(mine, cls(mine, lr=0.1, penalty=penalty, foreach=foreach), range(4))
+            found.append(mine)
+        assert all(torch.equal(p, q) for p, q in zip(found[0], found[1], strict=True))
+        assert all(torch.allclose(p, q, atol=1e-7) for p, q in zip(found[0], found[2], strict=True))
+        assert not torch.allclose(found[0][0], weights()[0])
 
     def test_what_has_no_gradient_or_no_rate_stays(self):
         still, moving = weights()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class Prox(ABC):
 
         prox(v, s) = argmin_x  R(x) + Σᵢ (xᵢ − vᵢ)² / (2 sᵢ)
     """
+
+    separable: ClassVar[bool] = False
+    """Whether each coordinate is minimized by itself, so that several tensors can be taken for one."""
 
     def __call__(self, v: Tensor, step: Step = 1.0) -> Tensor:
         """The minimizer x, without a gradient.

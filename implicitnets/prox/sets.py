@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Box(Indicator):
         ValueError: If low is above high, or there is no bound.
     """
 
+    separable: ClassVar[bool] = True
     low: float | None = 0.0
     high: float | None = 1.0
 
@@ -46,6 +48,8 @@ class Box(Indicator):
 @dataclass(frozen=True)
 class NonNegative(Indicator):
     """xᵢ ≥ 0. The projection is max(v, 0) in every diagonal metric."""
+
+    separable: ClassVar[bool] = True
 
     def minimize(self, v: Tensor, step: Step) -> Tensor:
         """The projection."""

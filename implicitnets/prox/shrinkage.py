@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Shrinkage(Prox):
         ValueError: If the weight is negative.
     """
 
+    separable: ClassVar[bool] = True
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -144,6 +146,7 @@ class Binary(Prox):
         ValueError: If level is not positive.
     """
 
+    separable: ClassVar[bool] = True
     distance: Shrinkage = L1()
     level: float = 1.0
 

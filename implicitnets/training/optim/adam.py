@@ -58,7 +58,8 @@ class ProxAdam(_Adaptive, torch.optim.Adam):
         weight_decay: Times θ is added to the gradient, as in ``torch.optim.Adam``.
         amsgrad: Whether D never falls.
         maximize: Whether the loss is maximized, with −R.
-        foreach: Whether PyTorch's step takes the tensors together; None is its own choice.
+        foreach: Whether the tensors of a group are taken together, which is faster and takes more memory; None leaves
+            it to PyTorch for its step, and does so for the maps of single coordinates.
 
     Raises:
         TypeError: If a penalty is not a ``Prox``, or a parameter is complex; at a step, if a gradient is sparse.
@@ -94,7 +95,8 @@ class ProxAdamW(_Adaptive, torch.optim.AdamW):
         weight_decay: As in ``torch.optim.AdamW``, by default 0.01 as there.
         amsgrad: Whether D never falls.
         maximize: Whether the loss is maximized, with −R.
-        foreach: Whether PyTorch's step takes the tensors together; None is its own choice.
+        foreach: Whether the tensors of a group are taken together, which is faster and takes more memory; None leaves
+            it to PyTorch for its step, and does so for the maps of single coordinates.
 
     Raises:
         TypeError: If a penalty is not a ``Prox``, or a parameter is complex; at a step, if a gradient is sparse.

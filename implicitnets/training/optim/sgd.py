@@ -39,7 +39,8 @@ class ProxSGD(Proximal, torch.optim.SGD):
         weight_decay: Times θ is added to the gradient.
         nesterov: Whether m looks ahead.
         maximize: Whether the loss is maximized, with −R.
-        foreach: Whether PyTorch's step takes the tensors together; None is its own choice.
+        foreach: Whether the tensors of a group are taken together, which is faster and takes more memory; None leaves
+            it to PyTorch for its step, and does so for the maps of single coordinates.
 
     Raises:
         TypeError: If a penalty is not a ``Prox``, or a parameter is complex; at a step, if a gradient is sparse.

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from implicitnets import data, models, prox, storage
 from implicitnets.plots import BLUE, GRAY, GREEN, ORANGE, save
+from implicitnets.solvers import Anderson
 from implicitnets.training import ProxAdam, penalize
 
 PENALTIES = {"ℓ0": prox.L0, "ℓ½": prox.L12, "ℓ⅔": prox.L23, "ℓ1": prox.L1}
@@ -37,7 +38,8 @@ def train(dataset, penalty, seed, *, samples, states, epochs, batch, rate, **_):
     """One model: its held-out accuracy, and how many entries of the penalized weights are zero."""
     torch.manual_seed(seed)
     shuffle = torch.Generator().manual_seed(seed)
-    model = models.ImplicitModel(dataset.features, states, dataset.classes, constraint=None)
+    solver = Anderson(max_steps=500)  # ‖A‖∞ ≤ 0.95 may take more than usual
+    model = models.ImplicitModel(dataset.features, states, dataset.classes, constraint=None, solver=solver)
     penalties = {"A": prox.InfNormBall(0.95)} | ({} if penalty is None else {"[BCD]": penalty})
     optimizer = ProxAdam(penalize(model, penalties), lr=rate)
     part = data.Split(inputs=dataset.train.inputs[:samples], labels=dataset.train.labels[:samples])

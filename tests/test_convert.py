@@ -345,6 +345,16 @@ def test_layers_without_an_activation_between_are_one():
     assert model.states == 4
 
 
+def test_layers_that_narrow_and_widen_stay_two():
+    model = same(nn.Sequential(nn.Linear(50, 2), nn.Linear(2, 40), nn.ReLU()), (50,))
+    assert (model.structure.sizes, model.B._nnz(), model.A._nnz()) == ((40, 2), 50 * 2, 2 * 40)
+
+
+def test_what_overlapping_windows_share_is_computed_once():
+    model = same(nn.Sequential(nn.Conv2d(1, 4, 5), nn.MaxPool2d(3, 1)), (1, 12, 12))
+    assert (model.B._nnz(), model.A._nnz()) == (4 * 8 * 8 * 25, 4 * 6 * 6 * 9)
+
+
 def test_zeros_of_the_network_are_no_entries():
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))
     with torch.no_grad():

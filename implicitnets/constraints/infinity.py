@@ -51,6 +51,9 @@ class InfNorm(Constraint):
             return weight / (norm / self.kappa).clamp_min(1)
         threshold = self._threshold(size)
         shrunk = weight.sign() * (size - threshold).clamp_min(0)
+        # Where weights are huge, rounding errors of the threshold are no small part of kappa.
+        reached = shrunk.detach().abs().sum(-1, keepdim=True) / self.kappa
+        shrunk = shrunk / (reached - torch.finfo(weight.dtype).eps ** 0.5).clamp_min(1)
         return torch.where(norm > self.kappa, shrunk, weight)
 
     def for_activation(self, activation: Activation) -> Constraint:  # noqa: D102

@@ -180,7 +180,7 @@ class ImplicitModel(Weights):
         Warns:
             ConvergenceWarning: If a sample did not converge.
         """
-        return self._linear("C", self.state(u, z0), self.c) + self._linear("D", u)
+        return self.readout(self.state(u, z0), u)
 
     def state(self, u: Tensor, z0: Tensor | None = None) -> Tensor:
         """The hidden state x = φ(Ax + Bu + b), of shape (batch, states).
@@ -204,6 +204,10 @@ class ImplicitModel(Weights):
 
         state: Tensor = self.equilibrium(lambda x, bu: phi(affine(x, bu)), z0, injection)
         return state
+
+    def readout(self, x: Tensor, u: Tensor) -> Tensor:
+        """The output y = Cx + Du + c of given states, (batch, outputs)."""
+        return self._linear("C", x, self.c) + self._linear("D", u)
 
     def _substitute(self, v: Tensor, phi: Activation, z0: Tensor | None) -> Tensor:
         """The direct solution, and its record.

@@ -64,7 +64,8 @@ class System:
     def model(self) -> ImplicitModel:
         """The model of these parts."""
         weights = (self.A, self.B, self.C, self.D, self.b, self.c)
-        phi = self.blocks[0][0] if len(self.blocks) == 1 else Blocks(*self.blocks)
+        blocks = Blocks(*self.blocks)
+        phi = blocks.blocks[0][0] if len(blocks.blocks) == 1 else blocks
         return ImplicitModel.from_matrices(
             *weights, activation=phi, sizes=self.sizes, solver=self.solver, backward=self.backward
         )
@@ -74,12 +75,16 @@ def systems(models: Sequence[ImplicitModel]) -> list[System]:
     """The parts of each.
 
     Raises:
-        ValueError: If there is no model.
+        ValueError: If there is no model, or their weights differ in dtype or device.
         TypeError: If one is not an ImplicitModel.
     """
     if not models:
         raise ValueError("there is no model to compose: pass one or more")
-    return [System.of(model) for model in models]
+    found = [System.of(model) for model in models]
+    kinds = {(system.c.dtype, system.c.device) for system in found}
+    if len(kinds) > 1:
+        raise ValueError(f"the models are of {' and '.join(f'{d} on {where}' for d, where in kinds)}: convert them")
+    return found
 
 
 def join(later: System, earlier: System) -> dict[str, Any]:

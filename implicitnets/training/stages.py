@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..backward import Implicit, Unroll
 from ..models import DEQ, Equilibrium, ImplicitModel
@@ -66,7 +65,7 @@ class Layer(Stage):
 
     def columns(self, x: Tensor) -> Tensor | None:
         """S of (batch, columns) with Y = SΘᵀ, Θ being the parameters side by side; None if they are not the weights."""
-        if not all(p is q for p, q in zip(self.parameters, self.weights(), strict=True)):
+        if [id(p) for p in self.parameters] != [id(p) for p in self.weights()]:
             return None
         bias = self.parameters[-1].dim() == 1
         return torch.cat((x, x.new_ones(len(x), 1)), 1) if bias else x
@@ -107,7 +106,7 @@ class Readout(Layer):
 
     def affine(self, x: Tensor) -> Tensor:  # noqa: D102
         state, u = x.split([x.shape[1] - self.model.inputs, self.model.inputs], 1)
-        return functional.linear(state, self.model.C, self.model.c) + functional.linear(u, self.model.D)
+        return self.model.readout(state, u)
 
     def weights(self) -> list[Tensor]:  # noqa: D102
         return [t for t in (self.model.C, self.model.D, self.model.c) if t is not None]
@@ -154,9 +153,9 @@ def _one_application(model: Equilibrium) -> Iterator[None]:
 
 
 def _own(model: nn.Module, letters: str) -> list[Tensor]:
-    """The parameters behind the weights of these names, whether they are constrained or not."""
-    names = tuple(letters) + tuple(f"parametrizations.{letter}." for letter in letters)
-    return [p for name, p in model.named_parameters() if name in letters or name.startswith(names[len(letters) :])]
+    """The parameters behind the weights of these names, constrained and structured ones too."""
+    within = tuple(start for letter in letters for start in (f"parametrizations.{letter}.", f"{letter}_parts."))
+    return [p for name, p in model.named_parameters() if name in letters or name.startswith(within)]
 
 
 def chain(model: nn.Module) -> list[Stage]:

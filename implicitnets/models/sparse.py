@@ -35,6 +35,7 @@ class Pattern:
         bounds = torch.arange(shape[0] + 1, device=indices.device)
         self.starts = torch.searchsorted(self.rows.contiguous(), bounds)
         self._transposed: tuple[Pattern, Tensor] | None = None
+        self._parts: dict[tuple[int, int, int], tuple[Pattern, slice]] = {}
 
     def transposed(self) -> tuple[Pattern, Tensor]:
         """The pattern of the transpose, and the order that its values have."""
@@ -49,9 +50,11 @@ class Pattern:
 
         No nonzero of these rows may lie in an earlier column.
         """
-        here = slice(int(self.starts[first]), int(self.starts[last]))
-        moved = torch.stack([self.rows[here] - first, self.columns[here] - column])
-        return Pattern(moved, (last - first, self.shape[1] - column)), here
+        if (first, last, column) not in self._parts:
+            here = slice(int(self.starts[first]), int(self.starts[last]))
+            moved = torch.stack([self.rows[here] - first, self.columns[here] - column])
+            self._parts[first, last, column] = Pattern(moved, (last - first, self.shape[1] - column)), here
+        return self._parts[first, last, column]
 
     def csr(self, values: Tensor) -> Tensor:
         """The matrix with these values."""

@@ -319,6 +319,35 @@ def test_random_networks(drawn):
     assert distance(to_layers(model)(x.flatten(1)), network(x)) <= 1e-12
 
 
+STEPS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "linear": lambda n, x, y: n.a(x),
+    "relu": lambda n, x, y: x.relu(),
+    "tanh": lambda n, x, y: torch.tanh(x),
+    "relu_": lambda n, x, y: torch.relu_(x + 0.1),
+    "add": lambda n, x, y: x + y,
+    "subtract": lambda n, x, y: torch.sub(x, y, alpha=0.3),
+    "maximum": lambda n, x, y: torch.maximum(x, y),
+    "gate": lambda n, x, y: x * y.sigmoid(),
+    "join": lambda n, x, y: n.c(torch.cat([x, y], 1)),
+    "swap": lambda n, x, y: torch.cat([y[:, 2:], x.flip(1)[:, :2]], 1) * n.a.bias,
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 99), st.integers(0, 99)), max_size=12))
+def test_random_graphs(program):
+    def forward(n: Any, x: Tensor) -> Tensor:
+        made = [x, n.a(x)]
+        for step, i, j in program:
+            made.append(STEPS[step](n, made[i % len(made)], made[j % len(made)]))
+        return torch.cat(made[-2:], 1)
+
+    torch.manual_seed(0)
+    network = Net(forward, a=nn.Linear(4, 4), c=nn.Linear(8, 4))
+    model, x = same(network, (4,)), inputs((4,))
+    assert distance(to_layers(model)(x), network(x)) <= 1e-12
+
+
 # sparsity
 
 
@@ -466,6 +495,13 @@ def test_states_in_any_order_are_put_in_layers(activation):
     torch.testing.assert_close(back(x), shuffled(x), rtol=1e-3, atol=1e-3)  # which iterates
     if activation == "relu":
         torch.testing.assert_close(back(x), network(x))
+
+
+def test_an_entry_that_is_zero_is_no_dependence():
+    A = torch.sparse_coo_tensor([[0, 1], [1, 0]], [0.5, 0.0], check_invariants=True)
+    model = ImplicitModel.from_matrices(A, torch.eye(2), torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2))
+    x = torch.tensor([[1.0, 3.0]])  # x₂ = relu(u₂), x₁ = relu(x₂ / 2 + u₁)
+    assert to_layers(model)(x).item() == 2.5
 
 
 def test_a_cycle_is_refused_and_named():

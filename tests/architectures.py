@@ -125,6 +125,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ImplicitModel": Architecture(
         lambda **how: ImplicitModel(4, 6, 2, activation="tanh", **how), vectors, unique=True, extreme=large
     ),
+    **{f"ImplicitModel {name}": row for name, row in IMPLICIT.items()},
     "from_sequential": Architecture(
         feedforward,
         vectors,
@@ -132,5 +133,4 @@ ARCHITECTURES: dict[str, Architecture] = {
         unique=True,
         extreme=large,
     ),
-    **{f"ImplicitModel {name}": row for name, row in IMPLICIT.items()},
 }

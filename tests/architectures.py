@@ -12,9 +12,9 @@ from torch import nn
 
 from implicitnets.activations import Blocks, GroupSort, LayerNorm, MaxPool, Softmax
 from implicitnets.constraints import BlockNorm, InfNorm, Monotone, PerronFrobenius, SpectralNorm
-from implicitnets.models import DEQ, ImplicitModel
+from implicitnets.models import DEQ, ImplicitModel, from_sequential
 from implicitnets.models.structures import BlockDiagonal, LowRank, Sparse, Triangular
-from implicitnets.solvers import Anderson, Broyden, Newton, Solver
+from implicitnets.solvers import Anderson, Broyden, Newton, Picard, Solver
 
 F64_TIGHT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-13, "max_steps": 500}
 SOLVERS: tuple[Solver, ...] = (Anderson(**F64_TIGHT), Broyden(**F64_TIGHT), Newton(**F64_TIGHT))
@@ -61,6 +61,12 @@ class Cell(nn.Module):
 
     def forward(self, z, x):
         return (self.recur(z) + self.inject(x)).tanh()
+
+
+def feedforward(**how: Any) -> ImplicitModel:
+    """A network of three layers as one model."""
+    layers = nn.Linear(4, 6), nn.Tanh(), nn.MaxPool1d(2), nn.Linear(3, 5), nn.ELU(), nn.Linear(5, 2)
+    return from_sequential(nn.Sequential(*layers), 4, **how)
 
 
 def vectors() -> Sequence[Any]:
@@ -120,4 +126,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda **how: ImplicitModel(4, 6, 2, activation="tanh", **how), vectors, unique=True, extreme=large
     ),
     **{f"ImplicitModel {name}": row for name, row in IMPLICIT.items()},
+    "from_sequential": Architecture(
+        feedforward,
+        vectors,
+        solvers=(Picard(**F64_TIGHT), Broyden(**F64_TIGHT), Newton(**F64_TIGHT)),
+        unique=True,
+        extreme=large,
+    ),
 }

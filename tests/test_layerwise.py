@@ -15,7 +15,8 @@ from implicitnets.constraints import inf_norm
 from implicitnets.models import DEQ, ImplicitModel
 from implicitnets.solvers import Anderson, Dense
 from implicitnets.training import FAdjoint, FPropagation, SemiImplicit, Unsupported
-from implicitnets.training.semi_implicit import minimize, ridge
+from implicitnets.training.descent import minimize
+from implicitnets.training.semi_implicit import ridge
 
 F64 = torch.float64
 TIGHT = {"rtol": 1e-12, "atol": 1e-14, "max_steps": 300}

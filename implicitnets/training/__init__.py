@@ -7,8 +7,10 @@ import re
 from .. import values
 from .backprop import Backprop
 from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
+from .implicit_sgd import ImplicitSGD
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
 from .semi_implicit import SemiImplicit
+from .sobolev import Sobolev, sobolev_loss
 
 __all__ = [
     "Backprop",
@@ -16,15 +18,20 @@ __all__ = [
     "FAdjointVariables",
     "FPropagation",
     "GradientTrainer",
+    "ImplicitSGD",
     "Loss",
     "Method",
     "SemiImplicit",
+    "Sobolev",
     "Trainer",
     "Unsupported",
     "parse",
+    "sobolev_loss",
 ]
 
-CLASSES: dict[str, type[Method]] = {cls.__name__: cls for cls in (Backprop, FAdjoint, SemiImplicit)}
+CLASSES: dict[str, type[Method]] = {
+    cls.__name__: cls for cls in (Backprop, FAdjoint, ImplicitSGD, SemiImplicit, Sobolev)
+}
 """All methods by name."""
 
 

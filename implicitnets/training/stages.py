@@ -65,7 +65,7 @@ class Layer(Stage):
 
     def columns(self, x: Tensor) -> Tensor | None:
         """S of (batch, columns) with Y = SΘᵀ, Θ being the parameters side by side; None if they are not the weights."""
-        if not all(p is q for p, q in zip(self.parameters, self.weights(), strict=True)):
+        if [id(p) for p in self.parameters] != [id(p) for p in self.weights()]:
             return None
         bias = self.parameters[-1].dim() == 1
         return torch.cat((x, x.new_ones(len(x), 1)), 1) if bias else x
@@ -153,7 +153,7 @@ def _one_application(model: Equilibrium) -> Iterator[None]:
 
 
 def _own(model: nn.Module, letters: str) -> list[Tensor]:
-    """The parameters behind the weights of these names, whether they are constrained or not."""
+    """The parameters behind the weights of these names, constrained and structured ones too."""
     within = tuple(start for letter in letters for start in (f"parametrizations.{letter}.", f"{letter}_parts."))
     return [p for name, p in model.named_parameters() if name in letters or name.startswith(within)]
 

@@ -14,6 +14,7 @@ from implicitnets.activations import (
     GroupSort,
     LayerNorm,
     MaxPool,
+    Product,
     Scaled,
     Softmax,
     as_activation,
@@ -22,7 +23,7 @@ from implicitnets.activations.groups import OTHERS
 
 F64 = torch.float64
 NAMED = ACTIVATIONS | OTHERS
-GROUPED = (MaxPool(size=3), GroupSort(size=3), Softmax(size=3), LayerNorm(size=3, eps=0.2))
+GROUPED = (MaxPool(size=3), Product(size=2), GroupSort(size=3), Softmax(size=3), LayerNorm(size=3, eps=0.2))
 MIXED = Blocks(("tanh", 2), (MaxPool(size=2), 4), (Softmax(size=3), 3), ("leaky_relu", 3))
 EVERY = [
     *NAMED.values(),

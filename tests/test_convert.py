@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from implicitnets import storage
-from implicitnets.activations import LayerNorm, Product, Softmax
+from implicitnets.activations import Blocks, LayerNorm, Product, Softmax
 from implicitnets.models import ImplicitModel, from_sequential, to_layers
 from implicitnets.solvers import Picard
 
@@ -76,8 +76,9 @@ def test_outputs_and_input_gradients_are_the_networks(name, dtype, tolerance):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_layers_of_the_model_are_the_network(name):
     network, shape = build(name)
-    back = to_layers(from_sequential(network, shape))
-    x = inputs(shape)
+    model, state = from_sequential(network, shape), torch.get_rng_state()
+    back, x = to_layers(model), inputs(shape)
+    assert torch.equal(torch.get_rng_state(), state)
     assert distance(back(x.flatten(1)), network(x)) <= 1e-12
 
 
@@ -495,6 +496,15 @@ def test_states_in_any_order_are_put_in_layers(activation):
     torch.testing.assert_close(back(x), shuffled(x), rtol=1e-3, atol=1e-3)  # which iterates
     if activation == "relu":
         torch.testing.assert_close(back(x), network(x))
+
+
+def test_states_of_a_layer_are_sorted_by_activation():
+    phi = Blocks(("relu", 1), ("tanh", 1), ("relu", 1), ("tanh", 1))
+    weights = (torch.zeros(4, 4), torch.eye(4), torch.eye(4)[[2, 0, 3, 1]], torch.zeros(4, 4))
+    model, x = ImplicitModel.from_matrices(*weights, activation=phi), inputs((4,), dtype=torch.float32)
+    back = to_layers(model)
+    assert back[1].activation == Blocks(("relu", 2), ("tanh", 2))
+    torch.testing.assert_close(back(x), model(x))
 
 
 def test_an_entry_that_is_zero_is_no_dependence():

@@ -385,6 +385,12 @@ def test_what_overlapping_windows_share_is_computed_once():
     assert (model.B._nnz(), model.A._nnz()) == (4 * 8 * 8 * 25, 4 * 6 * 6 * 9)
 
 
+def test_factors_that_are_repeated_are_computed_once():
+    outer = Net(lambda n, x: n.a(x)[:, :, None] * n.b(x)[:, None, :], a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    model = same(outer, (4,))
+    assert (model.structure.sizes, model.B._nnz(), model.A._nnz()) == ((16, 4, 4), 2 * 16, 2 * 16)
+
+
 def test_zeros_of_the_network_are_no_entries():
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))
     with torch.no_grad():

@@ -52,7 +52,7 @@ class ImplicitModel(Weights):
             function of one tensor that is component-wise (which can't be saved).
         structure: Which entries of A are free: ``structures.Full()``, ``LowRank(rank=...)``, ``BlockDiagonal``,
             ``Sparse`` or ``Triangular``.
-        constraint: What keeps A well-posed, or None.
+        constraint: What keeps the model well-posed, or None. ``Triangular`` needs none, but can have its ‖A‖∞ bounded.
         bias: Whether there are b and c.
         nonzeros: Which of "B", "C" and "D" are sparse, with a fixed pattern of so many nonzeros.
         solver: How the equilibrium is found. None is ``Anderson()``, or one pass of back-substitution where the

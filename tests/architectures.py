@@ -10,7 +10,17 @@ import torch
 from problems import normal
 from torch import nn
 
-from implicitnets.models import DEQ, ImplicitModel
+from implicitnets.models import (
+    DEQ,
+    ConvCell,
+    ConvDEQ,
+    DenseCell,
+    DEQTransformer,
+    ImplicitModel,
+    ImplicitRNN,
+    MultiscaleDEQ,
+    TransformerCell,
+)
 from implicitnets.solvers import Anderson, Broyden, Newton, Solver
 
 F64_TIGHT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-13, "max_steps": 500}
@@ -64,9 +74,21 @@ def vectors() -> Sequence[Any]:
     return (normal(3, 4, dtype=torch.float64),)
 
 
+def states(*shape: int) -> Callable[[], Sequence[Any]]:
+    """Inputs of three samples of that shape."""
+    return lambda: (normal(3, *shape, dtype=torch.float64),)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "DEQ": Architecture(lambda **how: DEQ(Cell(), state_shape=(5,), **how), vectors, saved=False),
     "ImplicitModel": Architecture(
         lambda **how: ImplicitModel(4, 6, 2, activation="tanh", **how), vectors, unique=True, extreme=large
     ),
+    "DenseCell": Architecture(lambda **how: DEQ(DenseCell(5), **how), states(5), unique=True, extreme=large),
+    "ConvCell": Architecture(lambda **how: DEQ(ConvCell(2, hidden=3, groups=1), **how), states(2, 3, 4)),
+    "TransformerCell": Architecture(lambda **how: DEQ(TransformerCell(6, 2, hidden=3), **how), states(4, 6)),
+    "ConvDEQ": Architecture(lambda **how: ConvDEQ(1, 2, groups=1, **how), states(1, 3, 4)),
+    "MultiscaleDEQ": Architecture(lambda **how: MultiscaleDEQ(1, (1, 2), groups=1, **how), states(1, 4, 4)),
+    "DEQTransformer": Architecture(lambda **how: DEQTransformer(6, 2, hidden=3, **how), states(4, 6)),
+    "ImplicitRNN": Architecture(lambda **how: ImplicitRNN(2, 5, **how), states(4, 2), unique=True, extreme=large),
 }

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from .cells import ConvCell, DenseCell, TransformerCell
 from .config import Configurable, from_config
+from .convolutional import ConvDEQ
 from .deq import DEQ, Equilibrium
 from .implicit import ACTIVATIONS, ImplicitModel
+from .multiscale import MultiscaleCell, MultiscaleDEQ
+from .recurrent import ImplicitRNN
 from .starts import LearnedStart, Start, WarmStart
+from .transformer import DEQTransformer
 
 __all__ = [
     "ACTIVATIONS",
     "DEQ",
     "Configurable",
+    "ConvCell",
+    "ConvDEQ",
+    "DEQTransformer",
+    "DenseCell",
     "Equilibrium",
     "ImplicitModel",
+    "ImplicitRNN",
     "LearnedStart",
+    "MultiscaleCell",
+    "MultiscaleDEQ",
     "Start",
+    "TransformerCell",
     "WarmStart",
     "from_config",
 ]

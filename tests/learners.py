@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from implicitnets import images
-from implicitnets.models import DEQ, ImplicitModel
+from implicitnets.models import DEQ, ConvDEQ, DenseCell, DEQTransformer, ImplicitModel, MultiscaleDEQ
 
 needs_images = pytest.mark.skipif(
     not (images.root_folder() / "MNIST").is_dir(),
@@ -46,6 +47,23 @@ class Cell(nn.Module):
         return (self.recur(z) + self.inject(x)).tanh()
 
 
+class Pool(nn.Module):
+    """States of several resolutions to one vector, each averaged over the quarters of the image."""
+
+    def forward(self, states: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([nn.functional.adaptive_avg_pool2d(z, 2).flatten(1) for z in states], 1)
+
+
+def stem(channels: int, to: int) -> nn.Sequential:
+    """A fourth of the resolution, so that the tests are quick."""
+    return nn.Sequential(nn.Conv2d(channels, to, 5, stride=4, padding=2), nn.ReLU())
+
+
+def head(*layers: nn.Module, features: int) -> nn.Sequential:
+    """What reads a state off: normalized, so that the loss does not ask for larger states."""
+    return nn.Sequential(*layers, nn.Flatten(), nn.LayerNorm(features), nn.Linear(features, 10))
+
+
 def size(shape: tuple[int, int, int]) -> int:
     return shape[0] * shape[1] * shape[2]
 
@@ -58,5 +76,31 @@ LEARNERS: dict[str, Learner] = {
     ),
     "ImplicitModel": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10)), few=0.84, all=0.95
+    ),
+    "DenseCell": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), nn.Linear(size(shape), 80), DEQ(DenseCell(80)), nn.Linear(80, 10)),
+        few=0.83,
+        all=0.95,
+    ),
+    "ConvDEQ": Learner(
+        lambda shape: nn.Sequential(stem(shape[0], 8), ConvDEQ(8, 16), head(nn.AdaptiveAvgPool2d(4), features=256)),
+        few=0.84,
+        all=0.95,
+    ),
+    "MultiscaleDEQ": Learner(
+        lambda shape: nn.Sequential(stem(shape[0], 8), MultiscaleDEQ(8, (8, 16)), head(Pool(), features=96)),
+        few=0.7,
+        all=0.93,
+    ),
+    "DEQTransformer": Learner(  # on the rows of the image
+        lambda shape: nn.Sequential(
+            nn.Flatten(1, 2),
+            nn.Linear(shape[2], 32),
+            DEQTransformer(32, 4, causal=False),
+            head(features=shape[0] * shape[1] * 32),
+        ),
+        few=0.76,
+        all=0.93,
+        lr=3e-3,
     ),
 }

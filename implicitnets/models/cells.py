@@ -98,7 +98,7 @@ class ConvCell(Configurable):
         self.channels, self.hidden, self.groups = channels, hidden, groups
         self.conv1, self.norm1 = convolution(channels, inner), group_norm(groups, inner)
         self.conv2, self.norm2 = convolution(inner, channels, gain=0.1), group_norm(groups, channels)
-        self.norm3 = group_norm(groups, channels)
+        self.norm3 = group_norm(groups, channels, gain=0.5)
 
     def forward(self, z: Tensor, u: Tensor | None = None) -> Tensor:
         """The next state; without an input, u is zero."""
@@ -147,6 +147,7 @@ class TransformerCell(Configurable):
         self.project, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.expand, self.contract = nn.Linear(width, inner), nn.Linear(inner, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        nn.init.constant_(self.norm2.weight, 0.5)
         for layer in (self.merge, self.contract):  # small branches, so that z + u rules at first
             nn.init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
             nn.init.zeros_(layer.bias)

@@ -15,11 +15,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..backward.transforms import is_traced
 from ..constraints import Constraint, InfNorm
+from ..solvers import Anderson, Fallback, Picard, Solver
 from .config import Configurable
 from .implicit import ACTIVATIONS
 from .normalized import check_sizes, convolution, group_norm
 
-__all__ = ["ConvCell", "DenseCell", "TransformerCell"]
+__all__ = ["SOLVER", "ConvCell", "DenseCell", "TransformerCell"]
+
+SOLVER: Solver = Fallback(Anderson(rtol=1e-3, max_steps=30), Picard(rtol=1e-3, max_steps=100))
+"""The default of models that start as contractions, and promise nothing later.
+
+On a trained cell, Anderson's method can stall where the residual has a local minimum that is not zero; the plain
+iteration leaves such a place, slowly.
+"""
 
 
 class DenseCell(Configurable):

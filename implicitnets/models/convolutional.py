@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backward import Backward, Implicit
-from ..solvers import Anderson, Solver
-from .cells import ConvCell
+from ..solvers import Solver
+from .cells import SOLVER, ConvCell
 from .deq import Equilibrium
 from .normalized import check_sizes, convolution, group_norm
 from .starts import Start
@@ -73,7 +73,7 @@ class ConvDEQ(Equilibrium):
         *,
         hidden: int | None = None,
         groups: int = 4,
-        solver: Solver = Anderson(rtol=1e-3),
+        solver: Solver = SOLVER,
         backward: Backward = Implicit(),
         start: Start | None = None,
     ) -> None:

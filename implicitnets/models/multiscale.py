@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backward import Backward, Implicit
-from ..solvers import Anderson, Solver
-from .cells import ConvCell
+from ..solvers import Solver
+from .cells import SOLVER, ConvCell
 from .config import Configurable
 from .convolutional import check_images, injection
 from .deq import Equilibrium
@@ -129,7 +129,7 @@ class MultiscaleDEQ(Equilibrium):
         channels: Sequence[int],
         *,
         groups: int = 4,
-        solver: Solver = Anderson(rtol=1e-3),
+        solver: Solver = SOLVER,
         backward: Backward = Implicit(),
         start: Start | None = None,
     ) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backward import Backward, Implicit
-from ..solvers import Anderson, Solver
-from .cells import TransformerCell
+from ..solvers import Solver
+from .cells import SOLVER, TransformerCell
 from .deq import Equilibrium
 from .starts import Start
 
@@ -72,7 +72,7 @@ class DEQTransformer(Equilibrium):
         causal: bool = True,
         positions: bool = True,
         fused: bool = False,
-        solver: Solver = Anderson(rtol=1e-3),
+        solver: Solver = SOLVER,
         backward: Backward = Implicit(),
         start: Start | None = None,
     ) -> None:

@@ -213,8 +213,7 @@ class Results:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _write(self.path, {"settings": self.settings, "cases": self.cases})
-        _write(self.path.with_name("environment.json"), environment(device))
+        _write(self.path, {"settings": self.settings, "environment": environment(device), "cases": self.cases})
 
 
 def load(path):

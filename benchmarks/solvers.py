@@ -216,7 +216,8 @@ def report(records):
 
 def show(path, what):
     """Print the tables of a file."""
-    found, machine = load(path), load(path.with_name("environment.json"))
+    found = load(path)
+    machine = found["environment"]
     if what == "cases":
         print(each(found["cases"]))
         return

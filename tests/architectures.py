@@ -10,6 +10,8 @@ import torch
 from problems import normal
 from torch import nn
 
+from implicitnets.activations import Blocks, GroupSort, LayerNorm, MaxPool, Softmax
+from implicitnets.constraints import BlockNorm, InfNorm, Monotone, PerronFrobenius, SpectralNorm
 from implicitnets.models import (
     DEQ,
     ConvCell,
@@ -21,6 +23,7 @@ from implicitnets.models import (
     MultiscaleDEQ,
     TransformerCell,
 )
+from implicitnets.models.structures import BlockDiagonal, LowRank, Sparse, Triangular
 from implicitnets.solvers import Anderson, Broyden, Newton, Solver
 
 F64_TIGHT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-13, "max_steps": 500}
@@ -74,6 +77,54 @@ def vectors() -> Sequence[Any]:
     return (normal(3, 4, dtype=torch.float64),)
 
 
+def implicit(unique: bool = True, extreme: Callable[[Any], None] = large, **options: Any) -> Architecture:
+    """An ``ImplicitModel`` of six states, or as many as its activation makes of its rows."""
+    return Architecture(
+        lambda **how: ImplicitModel(4, 6, 2, **{"activation": "tanh", **options, **how}),
+        vectors,
+        unique=unique,
+        extreme=extreme,
+    )
+
+
+def far_units(model: ImplicitModel) -> None:
+    """Large weights, and states in very different units."""
+    large(model)
+    model.parametrizations.A[0].log_scale.data = torch.linspace(-3, 3, 6, dtype=torch.float64)
+
+
+def tenfold(model: nn.Module) -> None:
+    """All weights ten times as large: nothing bounds the states here, and rounding errors grow with them."""
+    for p in model.parameters():
+        p.data.mul_(10)
+
+
+MIXED = Blocks(("tanh", 2), (MaxPool(size=2), 4), (Softmax(size=2), 2))
+SORTED = Blocks((GroupSort(size=3), 3), ("softplus", 3))
+NORMED = Blocks((LayerNorm(size=4, eps=0.1), 4), ("tanh", 2))
+
+IMPLICIT: dict[str, Architecture] = {
+    "full, blocks, InfNorm": implicit(activation=MIXED),
+    "full, blocks, rescaled": implicit(activation=SORTED, constraint=InfNorm(kappa=0.9, method="rescale")),
+    "full, blocks, SpectralNorm": implicit(activation=MIXED, constraint=SpectralNorm(kappa=0.9)),
+    "full, blocks, BlockNorm": implicit(activation=NORMED, constraint=BlockNorm(kappa=0.9)),
+    "full, PerronFrobenius": implicit(constraint=PerronFrobenius(kappa=0.9), extreme=far_units),
+    "full, SpectralNorm": implicit(constraint=SpectralNorm(kappa=0.9)),
+    "full, Monotone": implicit(constraint=Monotone(), extreme=tenfold),
+    "low rank": implicit(structure=LowRank(rank=2)),
+    "low rank, blocks": implicit(structure=LowRank(rank=2), activation=SORTED),
+    "block diagonal": implicit(structure=BlockDiagonal(sizes=(3, 3))),
+    "block diagonal, blocks": implicit(structure=BlockDiagonal(sizes=(3, 3)), activation=MIXED),
+    "block diagonal, Monotone": implicit(structure=BlockDiagonal(sizes=(2, 4)), constraint=Monotone(), extreme=tenfold),
+    "sparse": implicit(structure=Sparse(nonzeros=15)),
+    "sparse, blocks": implicit(structure=Sparse(nonzeros=20), activation=MIXED, nonzeros={"B": 12, "C": 6, "D": 4}),
+    "triangular": implicit(structure=Triangular(sizes=(2, 3, 1)), constraint=None, extreme=tenfold),
+    "triangular, blocks": implicit(structure=Triangular(sizes=(2, 2, 2)), activation=MIXED),
+    "triangular, sparse": implicit(structure=Triangular(sizes=(2, 3, 1), nonzeros=7), constraint=None, extreme=tenfold),
+    "unconstrained": implicit(constraint=None, unique=False),
+}
+
+
 def states(*shape: int) -> Callable[[], Sequence[Any]]:
     """Inputs of three samples of that shape."""
     return lambda: (normal(3, *shape, dtype=torch.float64),)
@@ -84,6 +135,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ImplicitModel": Architecture(
         lambda **how: ImplicitModel(4, 6, 2, activation="tanh", **how), vectors, unique=True, extreme=large
     ),
+    **{f"ImplicitModel {name}": row for name, row in IMPLICIT.items()},
     "DenseCell": Architecture(lambda **how: DEQ(DenseCell(5), **how), states(5), unique=True, extreme=large),
     "ConvCell": Architecture(lambda **how: DEQ(ConvCell(2, hidden=3, groups=1), **how), states(2, 3, 4)),
     "TransformerCell": Architecture(lambda **how: DEQ(TransformerCell(6, 2, hidden=3), **how), states(4, 6)),

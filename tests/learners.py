@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from implicitnets import images
+from implicitnets.activations import Blocks, MaxPool
+from implicitnets.constraints import BlockNorm
 from implicitnets.models import DEQ, ConvDEQ, DenseCell, DEQTransformer, ImplicitModel, MultiscaleDEQ
+from implicitnets.models.structures import LowRank, Sparse, Triangular
 
 needs_images = pytest.mark.skipif(
     not (images.root_folder() / "MNIST").is_dir(),
@@ -71,6 +74,33 @@ def size(shape: tuple[int, int, int]) -> int:
 LEARNERS: dict[str, Learner] = {
     "DEQ": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), DEQ(Cell(size(shape), 80), state_shape=(80,)), nn.Linear(80, 10)),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel low rank": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10, structure=LowRank(rank=5))),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel sparse": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10, structure=Sparse(nonzeros=800))),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel triangular": Learner(
+        lambda shape: nn.Sequential(
+            nn.Flatten(), ImplicitModel(size(shape), 80, 10, structure=Triangular(sizes=(30, 50)), constraint=None)
+        ),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel blocks": Learner(
+        lambda shape: nn.Sequential(
+            nn.Flatten(),
+            ImplicitModel(
+                size(shape), 80, 10, activation=Blocks(("relu", 60), (MaxPool(size=2), 40)), constraint=BlockNorm()
+            ),
+        ),
         few=0.84,
         all=0.95,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import algebra, structures
 from .cells import ConvCell, DenseCell, TransformerCell
 from .config import Configurable, from_config
 from .convolutional import ConvDEQ
@@ -9,6 +10,7 @@ from .deq import DEQ, Equilibrium
 from .implicit import ACTIVATIONS, ImplicitModel
 from .multiscale import MultiscaleCell, MultiscaleDEQ
 from .recurrent import ImplicitRNN
+from .scaling import pf_eigenvalue, rescale
 from .starts import LearnedStart, Start, WarmStart
 from .transformer import DEQTransformer
 
@@ -29,5 +31,9 @@ __all__ = [
     "Start",
     "TransformerCell",
     "WarmStart",
+    "algebra",
     "from_config",
+    "pf_eigenvalue",
+    "rescale",
+    "structures",
 ]

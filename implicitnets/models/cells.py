@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..activations import Activation, as_activation, plain
 from ..backward.transforms import is_traced
 from ..constraints import Constraint, InfNorm
 from ..solvers import Anderson, Fallback, Picard, Solver
 from .config import Configurable
-from .implicit import ACTIVATIONS
 from .normalized import check_sizes, convolution, group_norm
 
 __all__ = ["SOLVER", "ConvCell", "DenseCell", "TransformerCell"]
@@ -28,6 +28,27 @@ SOLVER: Solver = Fallback(Anderson(rtol=1e-3, max_steps=30), Picard(rtol=1e-3, m
 On a trained cell, Anderson's method can stall where the residual has a local minimum that is not zero; the plain
 iteration leaves such a place, slowly.
 """
+
+
+def hidden_weight(
+    module: nn.Module, name: str, states: int, activation: str | Activation, constraint: Constraint | None
+) -> Activation:
+    """Give ``module`` the weight W of z ↦ φ(Wz + u), with rows of absolute sum 1/2 at first; returns φ.
+
+    Raises:
+        ValueError: If the activation is unknown, changes the number of entries, or the constraint is not for it.
+        TypeError: If constraint is not a Constraint.
+    """
+    phi = as_activation(activation)
+    if phi.rows(states) != states:
+        raise ValueError(f"activation={activation!r} does not keep the number of entries: use one that does, or 'relu'")
+    if constraint is not None and not isinstance(constraint, Constraint):
+        raise TypeError(f"constraint={constraint!r} is not a Constraint: write constraint=InfNorm() or None")
+    weight = torch.empty(states, states).uniform_(-1, 1)
+    setattr(module, name, nn.Parameter(weight / (2 * weight.abs().sum(1, keepdim=True))))
+    if constraint is not None:
+        constraint.for_activation(phi).apply(module, name)
+    return phi
 
 
 class DenseCell(Configurable):
@@ -47,35 +68,27 @@ class DenseCell(Configurable):
 
     Args:
         states: Entries of the state.
-        activation: φ: a name in ``ACTIVATIONS``.
+        activation: φ: a name in ``ACTIVATIONS``, or a value such as ``Softmax(size=4)`` with as many states as rows.
         constraint: What keeps the cell well-posed, or None.
 
     Raises:
-        ValueError: If states is not positive or the activation unknown.
+        ValueError: If states is not positive, the activation unknown, or the constraint not for it.
         TypeError: If constraint is not a Constraint.
     """
 
     weight: Tensor
 
     def __init__(
-        self, states: int, *, activation: str = "tanh", constraint: Constraint | None = InfNorm(kappa=0.95)
+        self, states: int, *, activation: str | Activation = "tanh", constraint: Constraint | None = InfNorm()
     ) -> None:
         super().__init__()
         check_sizes(self, 1, states=states)
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"no activation is called {activation!r}. There are: {', '.join(sorted(ACTIVATIONS))}")
-        if constraint is not None and not isinstance(constraint, Constraint):
-            raise TypeError(f"constraint={constraint!r} is not a Constraint: write constraint=InfNorm() or None")
-        self.states, self.activation, self.constraint = states, activation, constraint
-        self.weight = nn.Parameter(torch.empty(states, states).uniform_(-1, 1))
-        with torch.no_grad():
-            self.weight.div_(2 * self.weight.abs().sum(1, keepdim=True))  # rows of absolute sum 1/2: a contraction
-        if constraint is not None:
-            constraint.apply(self, "weight")
+        self.states, self.activation, self.constraint = states, plain(activation), constraint
+        self.phi = hidden_weight(self, "weight", states, activation, constraint)
 
     def forward(self, z: Tensor, u: Tensor) -> Tensor:
         """The next state."""
-        return ACTIVATIONS[self.activation](functional.linear(z, self.weight) + u)
+        return self.phi(functional.linear(z, self.weight) + u)
 
     def extra_repr(self) -> str:
         """Size and activation."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..constraints import make_picklable
+from ..constraints.base import make_picklable
 
 __all__ = ["check_sizes", "convolution", "group_norm", "weight_norm"]
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..activations import Activation, plain
 from ..backward import Backward, Implicit
 from ..constraints import Constraint, InfNorm
 from ..solution import Solution
 from ..solvers import Anderson, Solver
+from .cells import hidden_weight
 from .deq import Equilibrium
-from .implicit import ACTIVATIONS
 from .normalized import check_sizes
 from .starts import Start
 
@@ -50,14 +51,14 @@ class ImplicitRNN(Equilibrium):
     Args:
         inputs: Entries of an input xₜ.
         states: Entries of the hidden state hₜ.
-        activation: φ: a name in ``ACTIVATIONS``.
+        activation: φ: a name in ``ACTIVATIONS``, or a value such as ``Softmax(size=4)`` with as many states as rows.
         constraint: What keeps W well-posed, or None.
         solver: How the equilibrium of a step is found.
         backward: How it is differentiated.
         start: Where the solves start, for a state (batch, length, states); None is the state before.
 
     Raises:
-        ValueError: If a size is not positive or the activation unknown.
+        ValueError: If a size is not positive, the activation unknown, or the constraint not for it.
         TypeError: If solver, backward, start or constraint is not a value of its kind.
     """
 
@@ -68,7 +69,7 @@ class ImplicitRNN(Equilibrium):
         inputs: int,
         states: int,
         *,
-        activation: str = "tanh",
+        activation: str | Activation = "tanh",
         constraint: Constraint | None = InfNorm(),
         solver: Solver = Anderson(),
         backward: Backward = Implicit(),
@@ -76,20 +77,12 @@ class ImplicitRNN(Equilibrium):
     ) -> None:
         super().__init__(solver, backward, start=start)
         check_sizes(self, 1, inputs=inputs, states=states)
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"no activation is called {activation!r}. There are: {', '.join(sorted(ACTIVATIONS))}")
-        if constraint is not None and not isinstance(constraint, Constraint):
-            raise TypeError(f"constraint={constraint!r} is not a Constraint: write constraint=InfNorm() or None")
-        self.inputs, self.states, self.activation, self.constraint = inputs, states, activation, constraint
-        self.W = nn.Parameter(torch.empty(states, states).uniform_(-1, 1))
+        self.inputs, self.states, self.activation, self.constraint = inputs, states, plain(activation), constraint
+        self.phi = hidden_weight(self, "W", states, activation, constraint)
         self.V = nn.Parameter(torch.empty(states, states))
         self.U = nn.Parameter(torch.empty(states, inputs).uniform_(-1, 1) * inputs**-0.5)
         self.b = nn.Parameter(torch.zeros(states))
-        with torch.no_grad():
-            self.W.div_(2 * self.W.abs().sum(1, keepdim=True))  # rows of absolute sum 1/2: a contraction
         nn.init.orthogonal_(self.V)
-        if constraint is not None:
-            constraint.apply(self, "W")
 
     def forward(self, x: Tensor, h0: Tensor | None = None, z0: Tensor | None = None) -> Tensor:
         """The states of all steps, (batch, length, states).
@@ -107,7 +100,7 @@ class ImplicitRNN(Equilibrium):
         """
         h, starts = self._checked(x, h0, z0)
         injected = functional.linear(x, self.U, self.b)
-        matrix, phi = self.W.T, ACTIVATIONS[self.activation]  # constrained once, not at every evaluation
+        matrix, phi = self.W.T, self.phi  # constrained once, not at every evaluation
         if z0 is None and self.start is not None:
             starts = self.start.begin(torch.zeros_like(injected), (injected,))
         self.backward_solution = None

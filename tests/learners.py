@@ -115,12 +115,12 @@ LEARNERS: dict[str, Learner] = {
     "ConvDEQ": Learner(
         lambda shape: nn.Sequential(stem(shape[0], 8), ConvDEQ(8, 16), head(nn.AdaptiveAvgPool2d(4), features=256)),
         few=0.84,
-        all=0.95,
+        all=0.97,
     ),
     "MultiscaleDEQ": Learner(
         lambda shape: nn.Sequential(stem(shape[0], 8), MultiscaleDEQ(8, (8, 16)), head(Pool(), features=96)),
-        few=0.7,
-        all=0.93,
+        few=0.72,
+        all=0.96,
     ),
     "DEQTransformer": Learner(  # on the rows of the image
         lambda shape: nn.Sequential(

@@ -22,9 +22,10 @@ from implicitnets.models import (
     ImplicitRNN,
     MultiscaleDEQ,
     TransformerCell,
+    from_sequential,
 )
 from implicitnets.models.structures import BlockDiagonal, LowRank, Sparse, Triangular
-from implicitnets.solvers import Anderson, Broyden, Newton, Solver
+from implicitnets.solvers import Anderson, Broyden, Newton, Picard, Solver
 
 F64_TIGHT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-13, "max_steps": 500}
 SOLVERS: tuple[Solver, ...] = (Anderson(**F64_TIGHT), Broyden(**F64_TIGHT), Newton(**F64_TIGHT))
@@ -71,6 +72,12 @@ class Cell(nn.Module):
 
     def forward(self, z, x):
         return (self.recur(z) + self.inject(x)).tanh()
+
+
+def feedforward(**how: Any) -> ImplicitModel:
+    """A network of three layers as one model."""
+    layers = nn.Linear(4, 6), nn.Tanh(), nn.MaxPool1d(2), nn.Linear(3, 5), nn.ELU(), nn.Linear(5, 2)
+    return from_sequential(nn.Sequential(*layers), 4, **how)
 
 
 def vectors() -> Sequence[Any]:
@@ -136,6 +143,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda **how: ImplicitModel(4, 6, 2, activation="tanh", **how), vectors, unique=True, extreme=large
     ),
     **{f"ImplicitModel {name}": row for name, row in IMPLICIT.items()},
+    "from_sequential": Architecture(
+        feedforward,
+        vectors,
+        solvers=(Picard(**F64_TIGHT), Broyden(**F64_TIGHT), Newton(**F64_TIGHT)),
+        unique=True,
+        extreme=large,
+    ),
     "DenseCell": Architecture(lambda **how: DEQ(DenseCell(5), **how), states(5), unique=True, extreme=large),
     "ConvCell": Architecture(lambda **how: DEQ(ConvCell(2, hidden=3, groups=1), **how), states(2, 3, 4)),
     "TransformerCell": Architecture(lambda **how: DEQ(TransformerCell(6, 2, hidden=3), **how), states(4, 6)),

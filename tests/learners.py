@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from implicitnets import images
 from implicitnets.activations import Blocks, MaxPool
 from implicitnets.constraints import BlockNorm
-from implicitnets.models import DEQ, ConvDEQ, DenseCell, DEQTransformer, ImplicitModel, MultiscaleDEQ
+from implicitnets.models import DEQ, ConvDEQ, DenseCell, DEQTransformer, ImplicitModel, MultiscaleDEQ, from_sequential
 from implicitnets.models.structures import LowRank, Sparse, Triangular
 
 needs_images = pytest.mark.skipif(
@@ -48,6 +48,15 @@ class Cell(nn.Module):
 
     def forward(self, z, x):
         return (self.recur(z) + self.inject(x)).tanh()
+
+
+def convolutional(shape: tuple[int, int, int]) -> nn.Module:
+    """A small convolutional network as one model; in training each connection has its own weight."""
+    network = nn.Sequential(
+        *(nn.Conv2d(shape[0], 8, 5, 2, 1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)),
+    )
+    return nn.Sequential(nn.Flatten(), from_sequential(network, shape))
 
 
 class Pool(nn.Module):
@@ -107,6 +116,7 @@ LEARNERS: dict[str, Learner] = {
     "ImplicitModel": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10)), few=0.84, all=0.95
     ),
+    "from_sequential": Learner(convolutional, few=0.85, all=0.96, lr=2e-2),
     "DenseCell": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), nn.Linear(size(shape), 80), DEQ(DenseCell(80)), nn.Linear(80, 10)),
         few=0.83,

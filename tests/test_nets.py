@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
 import implicitnets as inn
-from implicitnets.analysis import jacobian_frobenius
+from implicitnets.analysis import jacobian_frobenius, spectral_radius
 from implicitnets.models import (
     DEQ,
     ConvCell,
@@ -274,6 +274,13 @@ def test_padding_in_front_of_a_causal_model_is_not_seen_either():
     model, x = transformer(positions=False), double(1, 5, 8)
     mask = torch.tensor([[False, False, True, True, True]])
     assert torch.allclose(model(x, mask)[:, 2:], model(x[:, 2:]), atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [4, 64])
+def test_however_long_the_sequence_it_starts_as_a_contraction(length):
+    model, x = DEQTransformer(16, 2, **EXACT).double(), double(2, length, 16)
+    state, u = model(x).detach(), model.injection(x).detach()
+    assert spectral_radius(model.cell, state, u).max() < 0.5
 
 
 def test_positions_are_those_of_the_transformer():

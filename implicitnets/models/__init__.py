@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import algebra, structures
 from .cells import ConvCell, DenseCell, TransformerCell
 from .config import Configurable, from_config
+from .convert import SkipLayers, from_sequential, to_layers
 from .convolutional import ConvDEQ
 from .deq import DEQ, Equilibrium
 from .implicit import ACTIVATIONS, ImplicitModel
@@ -28,12 +29,15 @@ __all__ = [
     "LearnedStart",
     "MultiscaleCell",
     "MultiscaleDEQ",
+    "SkipLayers",
     "Start",
     "TransformerCell",
     "WarmStart",
     "algebra",
     "from_config",
+    "from_sequential",
     "pf_eigenvalue",
     "rescale",
     "structures",
+    "to_layers",
 ]

@@ -140,7 +140,7 @@ LEARNERS: dict[str, Learner] = {
             head(features=shape[0] * shape[1] * 32),
         ),
         few=0.76,
-        all=0.93,
+        all=0.9,
         lr=3e-3,
     ),
 }

@@ -139,16 +139,16 @@ def test_a_transformer_cell_is_an_encoder_layer_of_pytorch(causal, masked):
 
 
 @pytest.mark.parametrize(
-    ("model", "shape"),
+    ("make", "shape"),
     [
-        (ConvDEQ(2, 4, groups=2, **EXACT), (3, 2, 6, 5)),
-        (MultiscaleDEQ(2, (2, 4, 4), groups=2, **EXACT), (3, 2, 9, 7)),
-        (DEQTransformer(8, 2, **EXACT), (3, 5, 8)),
+        (lambda: ConvDEQ(2, 4, groups=2, **EXACT), (3, 2, 6, 5)),
+        (lambda: MultiscaleDEQ(2, (2, 4, 4), groups=2, **EXACT), (3, 2, 9, 7)),
+        (lambda: DEQTransformer(8, 2, **EXACT), (3, 5, 8)),
     ],
     ids=["ConvDEQ", "MultiscaleDEQ", "DEQTransformer"],
 )
-def test_the_models_go_where_the_plain_iteration_goes(model, shape):
-    model, x = jiggle(model, 0.02), double(*shape)
+def test_the_models_go_where_the_plain_iteration_goes(make, shape):
+    model, x = jiggle(make(), 0.02), double(*shape)
     got = model(x)
     u = model.injection(x) if isinstance(model, DEQTransformer) else model.inject(x)
     start = tuple(map(torch.zeros_like, got)) if isinstance(got, tuple) else torch.zeros_like(got)

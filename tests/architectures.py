@@ -12,7 +12,21 @@ from torch import nn
 
 from implicitnets.activations import Blocks, GroupSort, LayerNorm, MaxPool, Softmax
 from implicitnets.constraints import BlockNorm, InfNorm, Monotone, PerronFrobenius, SpectralNorm
-from implicitnets.models import DEQ, ImplicitGraph, ImplicitModel, QPLayer, SparseCoding, from_sequential
+from implicitnets.models import (
+    DEQ,
+    ConvCell,
+    ConvDEQ,
+    DenseCell,
+    DEQTransformer,
+    ImplicitGraph,
+    ImplicitModel,
+    ImplicitRNN,
+    MultiscaleDEQ,
+    QPLayer,
+    SparseCoding,
+    TransformerCell,
+    from_sequential,
+)
 from implicitnets.models.structures import BlockDiagonal, LowRank, Sparse, Triangular
 from implicitnets.solvers import Anderson, Broyden, Newton, Picard, Solver
 
@@ -138,6 +152,12 @@ IMPLICIT: dict[str, Architecture] = {
     "unconstrained": implicit(constraint=None, unique=False),
 }
 
+
+def states(*shape: int) -> Callable[[], Sequence[Any]]:
+    """Inputs of three samples of that shape."""
+    return lambda: (normal(3, *shape, dtype=torch.float64),)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "DEQ": Architecture(lambda **how: DEQ(Cell(), state_shape=(5,), **how), vectors, saved=False),
     "ImplicitModel": Architecture(
@@ -161,4 +181,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         unique=True,
         extreme=large,
     ),
+    "DenseCell": Architecture(lambda **how: DEQ(DenseCell(5), **how), states(5), unique=True, extreme=large),
+    "ConvCell": Architecture(lambda **how: DEQ(ConvCell(2, hidden=3, groups=1), **how), states(2, 3, 4)),
+    "TransformerCell": Architecture(lambda **how: DEQ(TransformerCell(6, 2, hidden=3), **how), states(4, 6)),
+    "ConvDEQ": Architecture(lambda **how: ConvDEQ(1, 2, groups=1, **how), states(1, 3, 4)),
+    "MultiscaleDEQ": Architecture(lambda **how: MultiscaleDEQ(1, (1, 2), groups=1, **how), states(1, 4, 4)),
+    "DEQTransformer": Architecture(lambda **how: DEQTransformer(6, 2, hidden=3, **how), states(4, 6)),
+    "ImplicitRNN": Architecture(lambda **how: ImplicitRNN(2, 5, **how), states(4, 2), unique=True, extreme=large),
 }

@@ -4,30 +4,43 @@ from __future__ import annotations
 
 from . import algebra, structures
 from .adjacency import Graph
+from .cells import ConvCell, DenseCell, TransformerCell
 from .config import Configurable, from_config
 from .convert import SkipLayers, from_sequential, to_layers
+from .convolutional import ConvDEQ
 from .deq import DEQ, Equilibrium
 from .graph import ImplicitGraph
 from .implicit import ACTIVATIONS, ImplicitModel
+from .multiscale import MultiscaleCell, MultiscaleDEQ
 from .qp import QPLayer, QPSolution
+from .recurrent import ImplicitRNN
 from .scaling import pf_eigenvalue, rescale
 from .sparse_coding import SparseCoding
 from .starts import LearnedStart, Start, WarmStart
+from .transformer import DEQTransformer
 
 __all__ = [
     "ACTIVATIONS",
     "DEQ",
     "Configurable",
+    "ConvCell",
+    "ConvDEQ",
+    "DEQTransformer",
+    "DenseCell",
     "Equilibrium",
     "Graph",
     "ImplicitGraph",
     "ImplicitModel",
+    "ImplicitRNN",
     "LearnedStart",
+    "MultiscaleCell",
+    "MultiscaleDEQ",
     "QPLayer",
     "QPSolution",
     "SkipLayers",
     "SparseCoding",
     "Start",
+    "TransformerCell",
     "WarmStart",
     "algebra",
     "from_config",

@@ -12,7 +12,7 @@ from torch import nn
 
 from implicitnets.activations import Blocks, GroupSort, LayerNorm, MaxPool, Softmax
 from implicitnets.constraints import BlockNorm, InfNorm, Monotone, PerronFrobenius, SpectralNorm
-from implicitnets.models import DEQ, ImplicitModel, from_sequential
+from implicitnets.models import DEQ, ImplicitGraph, ImplicitModel, QPLayer, SparseCoding, from_sequential
 from implicitnets.models.structures import BlockDiagonal, LowRank, Sparse, Triangular
 from implicitnets.solvers import Anderson, Broyden, Newton, Picard, Solver
 
@@ -73,6 +73,24 @@ def vectors() -> Sequence[Any]:
     return (normal(3, 4, dtype=torch.float64),)
 
 
+def ring() -> Sequence[Any]:
+    """Three signals on a directed ring of five nodes with a chord."""
+    return normal(3, 5, 3, dtype=torch.float64), torch.tensor([[0, 1, 2, 3, 4, 0], [1, 2, 3, 4, 0, 2]])
+
+
+def program() -> Sequence[Any]:
+    """Three programs with active inequalities: the data Q, q, G, h, A, b, the matrices and b for all."""
+    a, g = normal(4, 4, dtype=torch.float64), normal(5, 4, dtype=torch.float64, seed=2)
+    q, h = 3 * normal(3, 4, dtype=torch.float64, seed=3), normal(3, 5, dtype=torch.float64, seed=4).square()
+    return a @ a.T + torch.eye(4), q, g, h, normal(1, 4, dtype=torch.float64, seed=5), torch.zeros(1).double()
+
+
+def alike(model: nn.Module) -> None:
+    """A dictionary whose atoms are all the same, with a penalty of next to nothing."""
+    model.parametrizations.D.original.data[:] = 1
+    model.log_penalty.data.fill_(-10)
+
+
 def implicit(unique: bool = True, extreme: Callable[[Any], None] = large, **options: Any) -> Architecture:
     """An ``ImplicitModel`` of six states, or as many as its activation makes of its rows."""
     return Architecture(
@@ -125,6 +143,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ImplicitModel": Architecture(
         lambda **how: ImplicitModel(4, 6, 2, activation="tanh", **how), vectors, unique=True, extreme=large
     ),
+    "ImplicitGraph": Architecture(
+        lambda **how: ImplicitGraph(3, 4, activation="tanh", **how), ring, unique=True, extreme=large
+    ),
+    "SparseCoding": Architecture(
+        lambda **how: SparseCoding(4, 7, penalty=0.3, ridge=0.1, per_atom=True, **how),
+        vectors,
+        unique=True,
+        extreme=alike,
+    ),
+    "QPLayer": Architecture(lambda **how: QPLayer(rho=1.0, **how), program),
     **{f"ImplicitModel {name}": row for name, row in IMPLICIT.items()},
     "from_sequential": Architecture(
         feedforward,

@@ -11,7 +11,7 @@ from torch import nn
 from implicitnets import images
 from implicitnets.activations import Blocks, MaxPool
 from implicitnets.constraints import BlockNorm
-from implicitnets.models import DEQ, ImplicitModel, from_sequential
+from implicitnets.models import DEQ, ImplicitModel, SparseCoding, from_sequential
 from implicitnets.models.structures import LowRank, Sparse, Triangular
 
 needs_images = pytest.mark.skipif(
@@ -97,6 +97,12 @@ LEARNERS: dict[str, Learner] = {
     ),
     "ImplicitModel": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10)), few=0.84, all=0.95
+    ),
+    "SparseCoding": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), SparseCoding(size(shape), 100, penalty=0.5), nn.Linear(100, 10)),
+        few=0.84,
+        all=0.95,
+        lr=5e-2,
     ),
     "from_sequential": Learner(convolutional, few=0.85, all=0.96, lr=2e-2),
 }

@@ -88,6 +88,7 @@ def test_groups_compute_what_they_say():
     z = normal(4, 6, dtype=F64)
     groups = z.reshape(4, 2, 3)
     assert torch.equal(MaxPool(size=3)(z), groups.amax(2))
+    assert torch.equal(Product(size=3)(z), groups.prod(2))
     assert torch.equal(GroupSort(size=3)(z), groups.sort(2).values.reshape(4, 6))
     assert torch.equal(Softmax(size=3)(z), groups.softmax(2).reshape(4, 6))
     assert torch.equal(LayerNorm(size=3)(z), functional.layer_norm(groups, (3,)).reshape(4, 6))

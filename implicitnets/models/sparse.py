@@ -201,7 +201,7 @@ def draw_indices(columns_from: Tensor, columns: int, count: int) -> Tensor:
     places = int(ends[-1])
     if not 0 <= count <= places:
         raise ValueError(f"nonzeros={count}: the structure has room for {places}")
-    if 2 * count >= places:  # also where there is no place at all
+    if 2 * count >= places:
         chosen = torch.randperm(places)[:count]
     else:
         chosen = torch.randint(places, (count,)).unique()

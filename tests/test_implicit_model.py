@@ -290,6 +290,7 @@ def test_given_matrices_can_be_constrained_if_they_satisfy_the_constraint():
             lambda g: {"A": torch.ones_like(g["A"]).tril(-1), "sizes": (3, 4)},
         ),
         (ValueError, "row 0, column 0", lambda g: {"A": torch.ones_like(g["A"]).to_sparse(), "sizes": (3, 4)}),
+        (ValueError, "row 0, column 2", lambda g: {"A": torch.eye(11, 7, dtype=F64).roll(2, 1), "sizes": (3, 4)}),
         (ValueError, "add up to the 7 states", lambda g: {"sizes": (3, 3)}),
         (ValueError, "B has shape .*must be", lambda g: {"B": g["B"][:5]}),
         (ValueError, "D has shape", lambda g: {"D": g["D"].T}),

@@ -64,7 +64,7 @@ def invertibility(
     monotonicity, Lyapunov diagonal stability, and the P-property, which is exact: by recursion up to 20 free slopes, by
     mixed-integer programs above that.
 
-    Example:
+    Examples:
         >>> answer = invertibility(torch.diag(torch.tensor([2.0, 0.5])))
         >>> answer.verdict, answer.witness.slopes.tolist()
         ('refuted', [0.5, 0.0])

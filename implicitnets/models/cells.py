@@ -57,7 +57,7 @@ class DenseCell(Configurable):
     With the default constraint, ‖W‖∞ < 1, there is one equilibrium for every u, and Picard's iteration converges to it
     (El Ghaoui, Gu, Travacca, Askari and Tsai 2021, section 2). Without one nothing is guaranteed after training.
 
-    Example:
+    Examples:
         >>> from implicitnets import DEQ
         >>> model = nn.Sequential(nn.Linear(64, 32), DEQ(DenseCell(32)), nn.Linear(32, 10))
         >>> model(torch.randn(5, 64)).shape

@@ -42,7 +42,7 @@ class ConvDEQ(Equilibrium):
     norm and weight norm, see ``ConvCell``. Guarantee: none; it starts as a contraction, and can be kept near one by a
     penalty on ``analysis.jacobian_frobenius(model.cell, z, model.inject(x))`` (Bai, Koltun and Kolter 2021).
 
-    Example:
+    Examples:
         >>> stem, head = nn.Conv2d(1, 8, 3, stride=2), nn.Linear(256, 10)
         >>> model = nn.Sequential(stem, nn.ReLU(), ConvDEQ(8, 16), nn.AdaptiveAvgPool2d(4), nn.Flatten(), head)
         >>> model(torch.randn(5, 1, 28, 28)).shape

@@ -29,7 +29,7 @@ class ImplicitGraph(Equilibrium):
 
     A sample is a graph: its steps and status are its own, while its nodes are solved together.
 
-    Example:
+    Examples:
         >>> ring = torch.stack([torch.arange(6), (torch.arange(6) + 1) % 6])
         >>> model = ImplicitGraph(inputs=4, states=8)
         >>> model(torch.randn(6, 4), ring).shape

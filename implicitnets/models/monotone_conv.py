@@ -99,7 +99,7 @@ class MonotoneConvDEQ(_Periodic):
     every x. Convolutions are periodic, so that solvers by splitting can invert I + a(I − W) exactly, frequency by
     frequency; pad the images where what leaves at one edge must not come in at the other.
 
-    Example:
+    Examples:
         >>> model = MonotoneConvDEQ(in_channels=1, channels=4)
         >>> model(torch.randn(5, 1, 8, 8)).shape
         torch.Size([5, 4, 8, 8])
@@ -175,7 +175,7 @@ class MonotoneMultiTierDEQ(_Periodic):
     tridiagonal: each tier hears of the next finer and the next coarser one. The image enters the first. There is
     exactly one equilibrium for every value of the parameters and every x.
 
-    Example:
+    Examples:
         >>> model = MonotoneMultiTierDEQ(in_channels=1, channels=(4, 6))
         >>> [tuple(tier.shape) for tier in model(torch.randn(5, 1, 8, 8))]
         [(5, 4, 8, 8), (5, 6, 4, 4)]

@@ -101,7 +101,7 @@ class MultiscaleDEQ(Equilibrium):
     Guarantee: none; it starts as a contraction, and can be kept near one by a penalty on
     ``analysis.jacobian_frobenius(model.cell, z, model.inject(x))`` (Bai, Koltun and Kolter 2021).
 
-    Example:
+    Examples:
         >>> model = MultiscaleDEQ(3, (8, 16, 32))
         >>> [tuple(z.shape) for z in model(torch.randn(2, 3, 16, 16))]
         [(2, 8, 16, 16), (2, 16, 8, 8), (2, 32, 4, 4)]

@@ -56,7 +56,7 @@ class QPLayer(Equilibrium):
     constraints are independent. Gradients reach all data, at a weakly active constraint (λᵢ = 0 and Gᵢz = hᵢ) as
     ``Implicit(selection=...)`` says. The layer has no weights: make of the data what you want to learn.
 
-    Example:
+    Examples:
         >>> layer = QPLayer()  # project on the simplex
         >>> x = torch.tensor([[2.0, 0.5, 0.0], [0.2, 0.3, 0.5]])
         >>> eye = torch.eye(3)

@@ -35,7 +35,7 @@ class ImplicitRNN(Equilibrium):
     and the worst status of all steps, so that no failure is passed over, and the sum of the solver's steps. Likewise
     ``backward_solution`` of the adjoint equations since the last call; its value is that of the last one taken.
 
-    Example:
+    Examples:
         >>> model = ImplicitRNN(inputs=3, states=16)
         >>> model(torch.randn(5, 20, 3)).shape
         torch.Size([5, 20, 16])

@@ -37,7 +37,7 @@ class DEQTransformer(Equilibrium):
     existence and uniqueness there is none; it starts as a contraction, and can be kept near one by a penalty on
     ``analysis.jacobian_frobenius(model.cell, z, model.injection(x))``.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Embedding(50, 32), DEQTransformer(32, 4), nn.Linear(32, 50))
         >>> model(torch.randint(50, (8, 20))).shape
         torch.Size([8, 20, 50])

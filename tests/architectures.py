@@ -14,13 +14,24 @@ from implicitnets.activations import Blocks, GroupSort, LayerNorm, MaxPool, Soft
 from implicitnets.constraints import BlockNorm, InfNorm, Monotone, PerronFrobenius, SpectralNorm
 from implicitnets.models import (
     DEQ,
+    ConvCell,
+    ConvDEQ,
+    DenseCell,
+    DEQTransformer,
+    ImplicitGraph,
     ImplicitModel,
+    ImplicitRNN,
     IntervalMonotoneDEQ,
     LipschitzDEQ,
     MonotoneConvDEQ,
     MonotoneDEQ,
     MonotoneMultiTierDEQ,
+    MultiscaleDEQ,
     NonEuclideanDEQ,
+    QPLayer,
+    SparseCoding,
+    TransformerCell,
+    from_sequential,
 )
 from implicitnets.models.structures import BlockDiagonal, LowRank, Sparse, Triangular
 from implicitnets.solvers import (
@@ -29,6 +40,7 @@ from implicitnets.solvers import (
     ForwardBackward,
     Newton,
     PeacemanRachford,
+    Picard,
     Solver,
 )
 
@@ -93,8 +105,32 @@ class Cell(nn.Module):
         return (self.recur(z) + self.inject(x)).tanh()
 
 
+def feedforward(**how: Any) -> ImplicitModel:
+    """A network of three layers as one model."""
+    layers = nn.Linear(4, 6), nn.Tanh(), nn.MaxPool1d(2), nn.Linear(3, 5), nn.ELU(), nn.Linear(5, 2)
+    return from_sequential(nn.Sequential(*layers), 4, **how)
+
+
 def vectors() -> Sequence[Any]:
     return (normal(3, 4, dtype=torch.float64),)
+
+
+def ring() -> Sequence[Any]:
+    """Three signals on a directed ring of five nodes with a chord."""
+    return normal(3, 5, 3, dtype=torch.float64), torch.tensor([[0, 1, 2, 3, 4, 0], [1, 2, 3, 4, 0, 2]])
+
+
+def program() -> Sequence[Any]:
+    """Three programs with active inequalities: the data Q, q, G, h, A, b, the matrices and b for all."""
+    a, g = normal(4, 4, dtype=torch.float64), normal(5, 4, dtype=torch.float64, seed=2)
+    q, h = 3 * normal(3, 4, dtype=torch.float64, seed=3), normal(3, 5, dtype=torch.float64, seed=4).square()
+    return a @ a.T + torch.eye(4), q, g, h, normal(1, 4, dtype=torch.float64, seed=5), torch.zeros(1).double()
+
+
+def alike(model: nn.Module) -> None:
+    """A dictionary whose atoms are all the same, with a penalty of next to nothing."""
+    model.parametrizations.D.original.data[:] = 1
+    model.log_penalty.data.fill_(-10)
 
 
 def implicit(unique: bool = True, extreme: Callable[[Any], None] = large, **options: Any) -> Architecture:
@@ -144,12 +180,42 @@ IMPLICIT: dict[str, Architecture] = {
     "unconstrained": implicit(constraint=None, unique=False),
 }
 
+
+def states(*shape: int) -> Callable[[], Sequence[Any]]:
+    """Inputs of three samples of that shape."""
+    return lambda: (normal(3, *shape, dtype=torch.float64),)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "DEQ": Architecture(lambda **how: DEQ(Cell(), state_shape=(5,), **how), vectors, saved=False),
     "ImplicitModel": Architecture(
         lambda **how: ImplicitModel(4, 6, 2, activation="tanh", **how), vectors, unique=True, extreme=large
     ),
+    "ImplicitGraph": Architecture(
+        lambda **how: ImplicitGraph(3, 4, activation="tanh", **how), ring, unique=True, extreme=large
+    ),
+    "SparseCoding": Architecture(
+        lambda **how: SparseCoding(4, 7, penalty=0.3, ridge=0.1, per_atom=True, **how),
+        vectors,
+        unique=True,
+        extreme=alike,
+    ),
+    "QPLayer": Architecture(lambda **how: QPLayer(rho=1.0, **how), program),
     **{f"ImplicitModel {name}": row for name, row in IMPLICIT.items()},
+    "from_sequential": Architecture(
+        feedforward,
+        vectors,
+        solvers=(Picard(**F64_TIGHT), Broyden(**F64_TIGHT), Newton(**F64_TIGHT)),
+        unique=True,
+        extreme=large,
+    ),
+    "DenseCell": Architecture(lambda **how: DEQ(DenseCell(5), **how), states(5), unique=True, extreme=large),
+    "ConvCell": Architecture(lambda **how: DEQ(ConvCell(2, hidden=3, groups=1), **how), states(2, 3, 4)),
+    "TransformerCell": Architecture(lambda **how: DEQ(TransformerCell(6, 2, hidden=3), **how), states(4, 6)),
+    "ConvDEQ": Architecture(lambda **how: ConvDEQ(1, 2, groups=1, **how), states(1, 3, 4)),
+    "MultiscaleDEQ": Architecture(lambda **how: MultiscaleDEQ(1, (1, 2), groups=1, **how), states(1, 4, 4)),
+    "DEQTransformer": Architecture(lambda **how: DEQTransformer(6, 2, hidden=3, **how), states(4, 6)),
+    "ImplicitRNN": Architecture(lambda **how: ImplicitRNN(2, 5, **how), states(4, 2), unique=True, extreme=large),
     "MonotoneDEQ": Architecture(
         lambda **how: MonotoneDEQ(4, 6, m=0.5, **how), vectors, SPLIT, unique=True, extreme=tenfold
     ),

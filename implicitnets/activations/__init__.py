@@ -7,7 +7,7 @@ from typing import Any
 from .. import values
 from .base import Activation
 from .blocks import Blocks, Scaled, as_activation, plain
-from .groups import ACTIVATIONS, Componentwise, GroupSort, LayerNorm, MaxPool, Softmax
+from .groups import ACTIVATIONS, Componentwise, GroupSort, LayerNorm, MaxPool, Product, Softmax
 
 __all__ = [
     "ACTIVATIONS",
@@ -17,6 +17,7 @@ __all__ = [
     "GroupSort",
     "LayerNorm",
     "MaxPool",
+    "Product",
     "Scaled",
     "Softmax",
     "as_activation",
@@ -24,7 +25,9 @@ __all__ = [
     "plain",
 ]
 
-CLASSES: dict[str, type[Any]] = {cls.__name__: cls for cls in (Blocks, GroupSort, LayerNorm, MaxPool, Scaled, Softmax)}
+CLASSES: dict[str, type[Any]] = {
+    cls.__name__: cls for cls in (Blocks, GroupSort, LayerNorm, MaxPool, Product, Scaled, Softmax)
+}
 
 
 def parse(text: str) -> str | Activation:

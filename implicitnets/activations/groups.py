@@ -13,7 +13,17 @@ from torch.nn import functional
 
 from .base import Activation, require_norm
 
-__all__ = ["ACTIVATIONS", "OTHERS", "Componentwise", "GroupSort", "LayerNorm", "MaxPool", "Softmax", "Uniform"]
+__all__ = [
+    "ACTIVATIONS",
+    "OTHERS",
+    "Componentwise",
+    "GroupSort",
+    "LayerNorm",
+    "MaxPool",
+    "Product",
+    "Softmax",
+    "Uniform",
+]
 
 
 class Uniform(Activation):
@@ -162,6 +172,26 @@ class MaxPool(Grouped):
         """1, since |max z − max z′| ≤ ‖z − z′‖∞ ≤ ‖z − z′‖ₚ."""
         require_norm(p)
         return 1.0
+
+
+class Product(Grouped):
+    """The product of each ``size`` rows: ``size`` rows make one state. Lipschitz on bounded sets only."""
+
+    @property
+    def shape(self) -> tuple[int, int]:  # noqa: D102
+        return self.size, 1
+
+    @property
+    def homogeneous(self) -> bool:  # noqa: D102
+        return self.size == 1
+
+    def _of_groups(self, z: Tensor) -> Tensor:
+        return z.prod(-1, keepdim=True)
+
+    def lipschitz(self, p: float) -> float:
+        """Infinity: a slope is the product of the other factors."""
+        require_norm(p)
+        return math.inf if self.size > 1 else 1.0
 
 
 class GroupSort(Grouped):

@@ -33,7 +33,7 @@ class LipschitzDEQ(UniqueEquilibrium):
     Without the term in γ (``lipschitz=None``), S > 0 alone says that there is exactly one equilibrium (their condition
     of well-posedness): for a larger set of W than that of ``MonotoneDEQ``, which is Λ = I.
 
-    Example:
+    Examples:
         >>> model = LipschitzDEQ(inputs=64, states=32, outputs=10, lipschitz=2.0)
         >>> u, v = torch.randn(2, 5, 64)
         >>> bool((torch.linalg.vector_norm(model(u) - model(v), dim=1) <= 2 * (u - v).norm(dim=1)).all())

@@ -91,7 +91,7 @@ class MonotoneDEQ(UniqueEquilibrium):
     ‖z(u) − z(v)‖₂ ≤ ‖U‖₂ / m · ‖u − v‖₂ (Pabbaraju, Winston and Kolter 2021, theorem 1).
     Every W with I − W ≥ mI is of this form.
 
-    Example:
+    Examples:
         >>> model = MonotoneDEQ(inputs=64, states=32, m=0.5)
         >>> model(torch.randn(5, 64)).shape
         torch.Size([5, 32])

@@ -27,7 +27,7 @@ class NonEuclideanDEQ(UniqueEquilibrium):
     z ← (1 − a) z + a φ(Wz + Uu + b) contracts by 1 − a (1 − max(mu, 0)) for a ≤ 1/(1 − min(Wᵢᵢ, 0)): that is
     ``Picard(damping=model.damping())``. The undamped iteration need not converge, since ‖W‖∞ < 1 need not hold.
 
-    Example:
+    Examples:
         >>> model = NonEuclideanDEQ(inputs=64, states=32)
         >>> model(torch.randn(5, 64)).shape
         torch.Size([5, 32])

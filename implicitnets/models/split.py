@@ -29,7 +29,7 @@ class LinearPart(Protocol):
 class SplitMap:
     """The map (z, c) -> φ(Wz + c), which solvers by splitting can take apart.
 
-    Example:
+    Examples:
         >>> from implicitnets.fixed_point import fixed_point
         >>> from implicitnets.models.operators import dense
         >>> from implicitnets.solvers import PeacemanRachford

@@ -9,6 +9,7 @@ from .backprop import Backprop
 from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
 from .implicit_sgd import ImplicitSGD
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
+from .optim import ProxAdam, ProxAdamW, ProxSGD, penalize
 from .semi_implicit import SemiImplicit
 from .sobolev import Sobolev, sobolev_loss
 
@@ -21,11 +22,15 @@ __all__ = [
     "ImplicitSGD",
     "Loss",
     "Method",
+    "ProxAdam",
+    "ProxAdamW",
+    "ProxSGD",
     "SemiImplicit",
     "Sobolev",
     "Trainer",
     "Unsupported",
     "parse",
+    "penalize",
     "sobolev_loss",
 ]
 

@@ -21,6 +21,7 @@ from implicitnets.solvers import native
 __all__ = [
     "Probe",
     "Results",
+    "clock",
     "command_line",
     "environment",
     "fingerprint",

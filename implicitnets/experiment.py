@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
-from . import backward, solvers
+from . import backward, solvers, training
 from .backward import Backward, Implicit
 from .constraints import InfNorm
 from .data import DATASETS, Dataset
 from .models import ACTIVATIONS, ImplicitModel
 from .solvers import Anderson, Solver
+from .training import Backprop, Method, Trainer, Unsupported
 
 __all__ = ["Epoch", "Experiment", "InvalidSetting", "Means"]
 
-_FROM_TEXT = {"solver": solvers.parse, "backward": backward.parse}
+_FROM_TEXT = {"solver": solvers.parse, "backward": backward.parse, "method": training.parse}
 
 
 class InvalidSetting(ValueError):
@@ -41,13 +44,15 @@ class Experiment:
         data: The data set.
         solver: What finds the fixed point: a name, or a call with options such as "Anderson(memory=8)".
         backward: What differentiates it: "implicit", or a call such as "Unroll(steps=3, damping=0.5)".
+        method: How the weights are trained: "backprop", or a call with options.
         states: The number of states, the size of x.
         activation: The function φ.
         kappa: The bound on ‖A‖∞. Below 1 there is one fixed point, whatever the input.
         epochs: How often to go through the training part.
         batch_size: The number of samples in a step.
-        lr: The learning rate after the first epoch's warm-up; it then falls to 0 as a cosine.
-        weight_decay: AdamW's pull of the weights to 0.
+        lr: The learning rate after the first epoch's warm-up, by default the method's own; it then falls to 0 as a
+            cosine.
+        weight_decay: Pull of the weights to 0, apart from the gradient.
         label_smoothing: The share of each label that is spread over all classes in the loss.
         seed: What the first weights and the order of the samples are drawn from.
     """
@@ -55,12 +60,13 @@ class Experiment:
     data: str = "digits"
     solver: Solver = Anderson()
     backward: Backward = Implicit()
+    method: Method = Backprop()
     states: int = 100
     activation: str = "relu"
     kappa: float = 0.95
     epochs: int = 20
     batch_size: int = 100
-    lr: float = 1e-2
+    lr: float | None = None
     weight_decay: float = 1e-2
     label_smoothing: float = 0.1
     seed: int = 0
@@ -69,7 +75,7 @@ class Experiment:
         for name in ("states", "epochs", "batch_size"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         self._require("kappa", 0 < self.kappa < 1, "must lie between 0 and 1")
-        self._require("lr", 0 < self.lr < math.inf, "must be positive")
+        self._require("lr", self.lr is None or 0 < self.lr < math.inf, "must be positive")
         self._require("weight_decay", 0 <= self.weight_decay < math.inf, "can't be negative")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "must lie between 0 and 1")
         self._require("seed", 0 <= self.seed < 2**63, "must lie between 0 and 2**63 - 1")
@@ -94,16 +100,31 @@ class Experiment:
                 backward=self.backward,
             )
 
+    def trainer(self, model: ImplicitModel) -> Trainer:
+        """What trains the model: cross entropy with smoothed labels, by the method.
+
+        Raises:
+            InvalidSetting: If the method can't train this model.
+        """
+        loss = partial(cross_entropy, label_smoothing=self.label_smoothing)
+        lr = self.learning_rate(1 / self.epochs)
+        try:
+            return self.method.trainer(model, loss, lr=lr, weight_decay=self.weight_decay)
+        except Unsupported as error:
+            raise InvalidSetting("method", f"{self.method!r} can't train this model: {error}") from error
+
     def learning_rate(self, progress: float) -> float:
         """The learning rate when ``progress`` (from 0 to 1) of the steps are done.
 
         It rises in a line through the first epoch, and falls as a cosine through the others.
         """
         warm = 1 / self.epochs
-        return self.lr * min(progress / warm, 0.5 * (1 + math.cos(math.pi * progress)))
+        return (self.method.lr if self.lr is None else self.lr) * min(
+            progress / warm, 0.5 * (1 + math.cos(math.pi * progress))
+        )
 
     def to_record(self) -> dict[str, Any]:
-        """The settings as JSON values; a solver and a backward as the text that makes them again."""
+        """The settings as JSON values; a solver, a backward and a method as the text that makes them again."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: repr(value) if name in _FROM_TEXT else value for name, value in values.items()}
 
@@ -112,7 +133,7 @@ class Experiment:
         """The experiment that ``to_record`` wrote.
 
         Raises:
-            ValueError: If a solver or backward can't be read.
+            ValueError: If a solver, backward or method can't be read.
             TypeError: If there is a setting that does not exist.
         """
         values: dict[str, Any] = {k: _FROM_TEXT[k](v) if k in _FROM_TEXT else v for k, v in record.items()}

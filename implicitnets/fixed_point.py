@@ -90,7 +90,9 @@ def _fixed_point(
     if not callable(f):
         raise TypeError(f"f must be callable, z -> f(z), not {type(f).__name__}")
     solution = backward.solve(Equation(f, z0, inputs, sync_group), solver, report)
-    if bool(solution.status.any()) and bool((solution.status == Status.NONFINITE).all()):
+    if not bool(solution.status.any()):
+        return solution
+    if bool((solution.status == Status.NONFINITE).all()):
         _refuse_nonfinite(z0, inputs)
     finder = backward.finder(solver)
     warn_unconverged(solution, finder, what="fixed point", remedies=finder.remedies, stacklevel=3)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from . import data, storage
 from .data import Split
@@ -44,7 +43,7 @@ class Run:
         self.data = data.load(experiment.data)
         self.model = experiment.model(self.data)
         self.history: list[Epoch] = []
-        self._optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=experiment.weight_decay)
+        self._trainer = experiment.trainer(self.model)
         self._shuffle = torch.Generator().manual_seed(experiment.seed)
 
     def train(self, folder: Path | None = None, watch: Watch = lambda means, done: None) -> None:
@@ -79,23 +78,17 @@ class Run:
         return (len(self.history) + samples / len(self.data.train)) / self.experiment.epochs
 
     def _step(self, inputs: Tensor, labels: Tensor, learning_rate: float) -> tuple[float, Tensor]:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        logits = self.model(inputs)
-        loss = cross_entropy(logits, labels, label_smoothing=self.experiment.label_smoothing)
+        self._trainer.lr = learning_rate
+        loss, logits = self._trainer.step(inputs, labels)
         if not bool(loss.isfinite()):
             raise TrainingError(f"the loss became {loss.item()} in epoch {len(self.history) + 1}: try a lower lr")
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
-        return loss.item(), logits.detach()
+        return loss.item(), logits
 
     def _save(self, folder: Path | None) -> None:
         if folder is None:
             return
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, moments in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self._trainer.state_dict().items()}
         tensors["shuffle"] = self._shuffle.get_state()
         record = {
             "experiment": self.experiment.to_record(),
@@ -118,13 +111,9 @@ class Run:
             run.history = [Epoch(**epoch) for epoch in record["history"]]
             run.model.load_state_dict(_under("model.", tensors))
             run._shuffle.set_state(tensors["shuffle"])
+            run._trainer.load_state_dict(_under("optimizer.", tensors))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise storage.StorageError(f"{path} does not hold a run of this version ({error})") from error
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimizer.", tensors).items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = tensor
-        run._optimizer.load_state_dict({**run._optimizer.state_dict(), "state": moments})
         return run
 
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def build(
-    name: str, classes: Mapping[str, type[T]], options: Mapping[str, Any], arguments: Sequence[T] = (), *, what: str
+    name: str, classes: Mapping[str, type[T]], options: Mapping[str, Any], arguments: Sequence[Any] = (), *, what: str
 ) -> T:
     """Make the value that ``name`` stands for, upper or lower case.
 
@@ -33,7 +33,7 @@ def parse(text: str, classes: Mapping[str, type[Any]], *, what: str) -> Any:
     """Read a value from its ``repr``, e.g. ``"Newton(linear=GMRES(restart=10))"``, or from its bare name.
 
     Nothing is evaluated: only names in ``classes``, keyword options, and literals are understood, and such values
-    as arguments, ``"Fallback(Anderson(), Newton())"``.
+    and tuples of them as arguments, ``"Fallback(Anderson(), Newton())"``.
 
     Raises:
         ValueError: If the text is not such an expression, or names something unknown.
@@ -53,12 +53,17 @@ def parse(text: str, classes: Mapping[str, type[Any]], *, what: str) -> Any:
             keywords = {k.arg: option(k.value) for k in node.keywords if k.arg is not None}
             if len(keywords) != len(node.keywords):
                 raise ValueError(f"can't read {what} {text!r}: {example}")
-            return build(node.func.id, classes, keywords, [value(argument) for argument in node.args], what=what)
+            return build(node.func.id, classes, keywords, [argument(node) for node in node.args], what=what)
         raise ValueError(f"can't read {what} {text!r}: {example}")
+
+    def argument(node: ast.expr) -> Any:
+        return option(node) if isinstance(node, ast.Tuple) else value(node)
 
     def option(node: ast.expr) -> Any:
         if isinstance(node, (ast.Name, ast.Call)):
             return value(node)
+        if isinstance(node, ast.Tuple):
+            return tuple(map(option, node.elts))
         try:
             return ast.literal_eval(node)
         except ValueError:

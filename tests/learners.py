@@ -9,7 +9,10 @@ import pytest
 from torch import nn
 
 from implicitnets import images
-from implicitnets.models import DEQ, ImplicitModel
+from implicitnets.activations import Blocks, MaxPool
+from implicitnets.constraints import BlockNorm
+from implicitnets.models import DEQ, ImplicitModel, SparseCoding, from_sequential
+from implicitnets.models.structures import LowRank, Sparse, Triangular
 
 needs_images = pytest.mark.skipif(
     not (images.root_folder() / "MNIST").is_dir(),
@@ -46,6 +49,15 @@ class Cell(nn.Module):
         return (self.recur(z) + self.inject(x)).tanh()
 
 
+def convolutional(shape: tuple[int, int, int]) -> nn.Module:
+    """A small convolutional network as one model; in training each connection has its own weight."""
+    network = nn.Sequential(
+        *(nn.Conv2d(shape[0], 8, 5, 2, 1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)),
+    )
+    return nn.Sequential(nn.Flatten(), from_sequential(network, shape))
+
+
 def size(shape: tuple[int, int, int]) -> int:
     return shape[0] * shape[1] * shape[2]
 
@@ -56,7 +68,41 @@ LEARNERS: dict[str, Learner] = {
         few=0.84,
         all=0.95,
     ),
+    "ImplicitModel low rank": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10, structure=LowRank(rank=5))),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel sparse": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10, structure=Sparse(nonzeros=800))),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel triangular": Learner(
+        lambda shape: nn.Sequential(
+            nn.Flatten(), ImplicitModel(size(shape), 80, 10, structure=Triangular(sizes=(30, 50)), constraint=None)
+        ),
+        few=0.84,
+        all=0.95,
+    ),
+    "ImplicitModel blocks": Learner(
+        lambda shape: nn.Sequential(
+            nn.Flatten(),
+            ImplicitModel(
+                size(shape), 80, 10, activation=Blocks(("relu", 60), (MaxPool(size=2), 40)), constraint=BlockNorm()
+            ),
+        ),
+        few=0.84,
+        all=0.95,
+    ),
     "ImplicitModel": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10)), few=0.84, all=0.95
     ),
+    "SparseCoding": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), SparseCoding(size(shape), 100, penalty=0.5), nn.Linear(100, 10)),
+        few=0.84,
+        all=0.95,
+        lr=5e-2,
+    ),
+    "from_sequential": Learner(convolutional, few=0.85, all=0.96, lr=2e-2),
 }

@@ -12,7 +12,7 @@ LONGEST = 260
 
 FLOORS = [
     {"solution", "norms", "pytree", "values", "linalg", "balls"},
-    {"nonsmooth"},
+    {"nonsmooth", "activations"},
     {"solvers", "prox", "constraints"},
     {"backward"},
     {"fixed_point"},

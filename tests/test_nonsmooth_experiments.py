@@ -29,7 +29,7 @@ class TestNetwork:
         assert records[-1].accuracy > 0.8
 
     def test_monotone_matrix_has_its_margin_whatever_the_free_one(self):
-        a = network.Monotone(margin=0.3)(3 * torch.randn(20, 20, dtype=torch.float64))
+        a = network.Monotone(m=0.3)(3 * torch.randn(20, 20, dtype=torch.float64))
         assert torch.linalg.eigvalsh(torch.eye(20) - (a + a.T) / 2)[0] == pytest.approx(0.3, abs=0.05)
         assert torch.linalg.matrix_norm(a, 2) > 5
 

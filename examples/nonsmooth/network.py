@@ -16,23 +16,11 @@ from torch.nn.functional import cross_entropy
 import implicitnets as inn
 from implicitnets import data
 from implicitnets.analysis import Invertibility, invertibility
-from implicitnets.constraints import Constraint, InfNorm
+from implicitnets.constraints import InfNorm, Monotone
 from implicitnets.nonsmooth import Midpoint
 from implicitnets.solvers import Anderson
 
-
-@dataclass(frozen=True, kw_only=True)
-class Monotone(Constraint):
-    """A = (1 − m) I − LᵀL + U − Uᵀ, with L the lower and U the strictly upper triangle of the free matrix."""
-
-    margin: float = 0.1
-
-    def __call__(self, weight):
-        lower, upper = weight.tril(), weight.triu(1)
-        return (1 - self.margin) * torch.eye(len(weight)).to(weight) - lower.T @ lower + upper - upper.T
-
-
-CONSTRAINTS = {"infinity norm": InfNorm(kappa=0.95), "monotone": Monotone(), "unconstrained": None}
+CONSTRAINTS = {"infinity norm": InfNorm(kappa=0.95), "monotone": Monotone(m=0.1), "unconstrained": None}
 
 
 @dataclass(frozen=True, kw_only=True)

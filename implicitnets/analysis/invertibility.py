@@ -121,7 +121,7 @@ def _weights(model: ImplicitModel | Tensor) -> Array:
     weights = model.A if isinstance(model, ImplicitModel) else model
     if not isinstance(weights, Tensor) or weights.dim() != 2 or weights.shape[0] != weights.shape[1]:
         raise TypeError(f"model must be an ImplicitModel or a square matrix, not {type(model).__name__}")
-    array: Array = weights.detach().double().cpu().numpy()
+    array: Array = weights.detach().to_dense().double().cpu().numpy()
     if not np.isfinite(array).all():
         raise ValueError("the weights are not finite")
     return array

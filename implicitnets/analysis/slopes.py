@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ..fixed_point import fixed_point
 from ..models import ACTIVATIONS, ImplicitModel
+from ..solvers import Anderson
 from .criteria import perron_frobenius
 
 __all__ = ["activation_slopes", "preactivation_bounds"]
@@ -22,6 +23,7 @@ RISING: dict[str, tuple[Slope, Slope]] = {
     "relu": (lambda u: (u > 0).to(u), lambda u: (u >= 0).to(u)),
     "leaky_relu": (lambda u: torch.where(u > 0, 1.0, 0.01).to(u), lambda u: torch.where(u >= 0, 1.0, 0.01).to(u)),
     "softplus": (torch.sigmoid, torch.sigmoid),
+    "identity": (torch.ones_like, torch.ones_like),
     "elu": (lambda u: u.clamp_max(0).exp(), lambda u: u.clamp_max(0).exp()),
 }
 """The least and the largest slope at u, of activations whose slope rises with u."""
@@ -75,9 +77,10 @@ def preactivation_bounds(model: ImplicitModel, u: Tensor, radius: float) -> tupl
         The bounds, both ``(batch, states)``, and which samples have an equilibrium, ``(batch,)``.
     """
     phi = ACTIVATIONS[model.activation] if isinstance(model.activation, str) else model.activation
-    a, b = model.A.double(), model.B.double()
+    a, b = model.A.to_dense().double(), model.B.to_dense().double()
     v = functional.linear(u.double(), b, None if model.b is None else model.b.double())
-    tight = replace(model.solver, rtol=1e-10, atol=1e-10, max_steps=max(1000, model.solver.max_steps))
+    solver = model.solver or Anderson()
+    tight = replace(solver, rtol=1e-10, atol=1e-10, max_steps=max(1000, solver.max_steps))
     solution = fixed_point(lambda x, v: phi(torch.addmm(v, x, a.T)), torch.zeros_like(v), v, solver=tight)
     x: Tensor = solution.value
     centre, spread = torch.addmm(v, x, a.T), radius * b.abs().sum(1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 
 from ..solution import warn_unconverged
 from ..solvers import GMRES, Anderson, Dense, Fallback, Solver
@@ -84,11 +85,11 @@ class Linearization:
             independent = all(t.is_leaf for t in theta)  # else one may be computed from another: cut them apart
             self.theta = list(theta) if independent else [t.detach().requires_grad_(t.requires_grad) for t in theta]
             self.out = problem.apply(self.z, self.theta)
-        self.outputs = [t for t in self.out if t.requires_grad]
+        self.outputs = tuple(t for t in self.out if t.requires_grad)
 
     def solve_adjoint(self, g: Tensors) -> tuple[list[Tensor], Tensor]:
         """The w with w = Jᵀw + g, by the rule's solver, and which samples converged."""
-        return self._solve(lambda w: self._grad(self.z, w, retain_graph=True, materialize_grads=True), g, "gradient")
+        return self._solve(self._pull, g, "gradient")
 
     def solve_tangent(self, g: Tensors) -> tuple[list[Tensor], Tensor]:
         """The w with w = Jw + g, likewise. Jw comes from differentiating Jᵀu, which is linear in u."""
@@ -112,12 +113,23 @@ class Linearization:
         grads = iter(self._grad(targets, w, allow_unused=True))
         return [next(grads) if need else None for need in wanted]
 
+    def _pull(self, w: Tensors) -> Tensors:
+        """Jᵀw, as ``torch.autograd.grad`` computes it, without its checks: they take a fifth of a small product."""
+        if not self.outputs:
+            return [torch.zeros_like(t) for t in self.z]
+        found = _engine_run_backward(
+            self.outputs, self._shown(w), True, False, tuple(self.z), allow_unreachable=True, accumulate_grad=False
+        )
+        return [torch.zeros_like(z) if t is None else t for z, t in zip(self.z, found, strict=True)]
+
     def _grad(self, targets: Tensors, cotangents: Tensors, **options: bool) -> Sequence[Any]:
         if not self.outputs or not targets:
             return [torch.zeros_like(t) for t in targets]
-        if len(self.outputs) < len(self.out):
-            cotangents = [c for t, c in zip(self.out, cotangents, strict=True) if t.requires_grad]
-        return torch.autograd.grad(self.outputs, targets, cotangents, **options)
+        return torch.autograd.grad(self.outputs, targets, self._shown(cotangents), **options)
+
+    def _shown(self, cotangents: Tensors) -> tuple[Tensor, ...]:
+        """Those of the outputs that depend on anything."""
+        return tuple(c for t, c in zip(self.out, cotangents, strict=True) if t.requires_grad)
 
     def _solve(self, product: Callable[[Tensors], Tensors], g: Tensors, what: str) -> tuple[list[Tensor], Tensor]:
         frame, rule, root = self.problem.frame, self.problem.rule, self.problem.root
@@ -145,10 +157,10 @@ class _Linear:
     """A linear map of leaves, on matrices of rows."""
 
     def __init__(self, frame: Frame, product: Callable[[Tensors], Tensors]) -> None:
-        self.frame, self.product = frame, product
+        self.frame, self.product, self.plain = frame, product, frame.plain
 
     def __call__(self, w: Tensor) -> Tensor:
-        if self.frame.plain:
+        if self.plain:
             return self.product((w,))[0]
         return self.frame.pack(self.product(self.frame.unpack(w)))
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any, get_type_hints
 
 from cyclopts import CycloptsError, Parameter, Token, UnusedCliTokensError
 
-from .. import backward, solvers
+from .. import backward, solvers, training
 from ..backward import Backward
 from ..experiment import InvalidSetting
 from ..solvers import Solver
+from ..training import Method
 
 __all__ = ["UsageError", "explain", "flag", "optional_flags"]
 
@@ -84,7 +85,9 @@ def _number(text: str) -> float:
 _READERS: dict[Any, Callable[[str], Any]] = {
     int: _whole,
     float: _number,
+    float | None: _number,
     str: str,
     Solver: solvers.parse,
     Backward: backward.parse,
+    Method: training.parse,
 }

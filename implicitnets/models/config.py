@@ -10,7 +10,8 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from .. import backward, constraints, solvers
+from .. import activations, backward, constraints, solvers
+from . import structures
 
 __all__ = ["Configurable", "from_config"]
 
@@ -20,6 +21,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "solver": solvers.parse,
     "backward": backward.parse,
     "constraint": constraints.parse,
+    "activation": activations.parse,
+    "structure": structures.parse,
 }
 """By argument, what reads the text that a value was written as."""
 
@@ -96,15 +99,25 @@ def _written(owner: str, name: str, value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [_written(owner, name, entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _written(owner, name, entry) for key, entry in value.items()}
     if isinstance(value, Configurable):
         return value.config()
-    if name in READERS and is_dataclass(value):
+    if name in READERS and is_dataclass(value) and _reads(name, value):
         return repr(value)
     raise ValueError(f"{owner}({name}={value!r}) can't be written down: use a name or a value of this library instead")
 
 
+def _reads(name: str, value: Any) -> bool:
+    """Whether a value is read again from what it prints: one of the user's own class is not."""
+    try:
+        return bool(READERS[name](repr(value)) == value)
+    except (ValueError, TypeError):
+        return False
+
+
 def _read(name: str, value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and "model" in value:
         return from_config(value)
     if name in READERS and isinstance(value, str):
         return READERS[name](value)

@@ -1,5 +1,53 @@
-"""Ways to train implicit models beside plain gradient descent."""
+"""Ways to train models, implicit or not. A method is a frozen value; ``trainer`` binds it to a model."""
 
+from __future__ import annotations
+
+import re
+
+from .. import values
+from .backprop import Backprop
+from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
+from .implicit_sgd import ImplicitSGD
+from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
 from .optim import ProxAdam, ProxAdamW, ProxSGD, penalize
+from .semi_implicit import SemiImplicit
+from .sobolev import Sobolev, sobolev_loss
 
-__all__ = ["ProxAdam", "ProxAdamW", "ProxSGD", "penalize"]
+__all__ = [
+    "Backprop",
+    "FAdjoint",
+    "FAdjointVariables",
+    "FPropagation",
+    "GradientTrainer",
+    "ImplicitSGD",
+    "Loss",
+    "Method",
+    "ProxAdam",
+    "ProxAdamW",
+    "ProxSGD",
+    "SemiImplicit",
+    "Sobolev",
+    "Trainer",
+    "Unsupported",
+    "parse",
+    "penalize",
+    "sobolev_loss",
+]
+
+CLASSES: dict[str, type[Method]] = {
+    cls.__name__: cls for cls in (Backprop, FAdjoint, ImplicitSGD, SemiImplicit, Sobolev)
+}
+"""All methods by name."""
+
+
+def parse(text: str) -> Method:
+    """Read a method from text, its ``repr`` or a bare name: ``"backprop"``, ``"ProxProp(tau=10)"``.
+
+    Raises:
+        ValueError: If the text can't be read or names no method.
+        TypeError: If an option does not exist.
+    """
+    if re.fullmatch(r"[A-Za-z-]+", text):  # a bare name: the literature's hyphens are not part of ours
+        text = text.replace("-", "")
+    method: Method = values.parse(text, CLASSES, what="method")
+    return method

@@ -6,12 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from implicitnets import images
 from implicitnets.activations import Blocks, MaxPool
 from implicitnets.constraints import BlockNorm
-from implicitnets.models import DEQ, ImplicitModel, SparseCoding, from_sequential
+from implicitnets.models import (
+    DEQ,
+    ConvDEQ,
+    DenseCell,
+    DEQTransformer,
+    ImplicitModel,
+    MultiscaleDEQ,
+    SparseCoding,
+    from_sequential,
+)
 from implicitnets.models.structures import LowRank, Sparse, Triangular
 
 needs_images = pytest.mark.skipif(
@@ -56,6 +66,23 @@ def convolutional(shape: tuple[int, int, int]) -> nn.Module:
         *(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)),
     )
     return nn.Sequential(nn.Flatten(), from_sequential(network, shape))
+
+
+class Pool(nn.Module):
+    """States of several resolutions to one vector, each averaged over the quarters of the image."""
+
+    def forward(self, states: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([nn.functional.adaptive_avg_pool2d(z, 2).flatten(1) for z in states], 1)
+
+
+def stem(channels: int, to: int) -> nn.Sequential:
+    """A fourth of the resolution, so that the tests are quick."""
+    return nn.Sequential(nn.Conv2d(channels, to, 5, stride=4, padding=2), nn.ReLU())
+
+
+def head(*layers: nn.Module, features: int) -> nn.Sequential:
+    """What reads a state off: normalized, so that the loss does not ask for larger states."""
+    return nn.Sequential(*layers, nn.Flatten(), nn.LayerNorm(features), nn.Linear(features, 10))
 
 
 def size(shape: tuple[int, int, int]) -> int:
@@ -105,4 +132,30 @@ LEARNERS: dict[str, Learner] = {
         lr=5e-2,
     ),
     "from_sequential": Learner(convolutional, few=0.85, all=0.96, lr=2e-2),
+    "DenseCell": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), nn.Linear(size(shape), 80), DEQ(DenseCell(80)), nn.Linear(80, 10)),
+        few=0.83,
+        all=0.95,
+    ),
+    "ConvDEQ": Learner(
+        lambda shape: nn.Sequential(stem(shape[0], 8), ConvDEQ(8, 16), head(nn.AdaptiveAvgPool2d(4), features=256)),
+        few=0.84,
+        all=0.97,
+    ),
+    "MultiscaleDEQ": Learner(
+        lambda shape: nn.Sequential(stem(shape[0], 8), MultiscaleDEQ(8, (8, 16)), head(Pool(), features=96)),
+        few=0.72,
+        all=0.96,
+    ),
+    "DEQTransformer": Learner(  # on the rows of the image
+        lambda shape: nn.Sequential(
+            nn.Flatten(1, 2),
+            nn.Linear(shape[2], 32),
+            DEQTransformer(32, 4, causal=False),
+            head(features=shape[0] * shape[1] * 32),
+        ),
+        few=0.76,
+        all=0.9,
+        lr=3e-3,
+    ),
 }

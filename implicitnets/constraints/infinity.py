@@ -58,7 +58,7 @@ class InfNorm(Constraint):
 def inf_norm(module: nn.Module, name: str, kappa: float = 0.95, *, method: str = "project") -> nn.Module:
     """Keep ‖module.name‖∞ ≤ kappa, by ``InfNorm``; returns the module.
 
-    Example:
+    Examples:
         >>> layer = inf_norm(torch.nn.Linear(8, 8), "weight", 0.9)
         >>> bool(layer.weight.abs().sum(1).max() <= 0.9 + 1e-6)
         True

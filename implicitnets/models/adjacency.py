@@ -45,7 +45,7 @@ class Graph:
         D has the absolute row sums of A + I on its diagonal. So |D^(−1/2) (A + I) D^(−1/2)| is similar to a matrix of
         row sums 1, and its Perron-Frobenius eigenvalue is 1: for directed graphs and negative weights too.
 
-        Example:
+        Examples:
             >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
             >>> Graph.from_edges(path, nodes=3).dense()
             tensor([[0.5000, 0.4082, 0.0000],

@@ -114,7 +114,7 @@ class Equilibrium(Configurable, ABC):
 class DEQ(Equilibrium):
     """The deep equilibrium model z = cell(z, *inputs) (Bai, Kolter and Koltun 2019).
 
-    Example:
+    Examples:
         >>> class Cell(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()

@@ -25,11 +25,11 @@ class ImplicitGraph(Equilibrium):
     Every node hears of every other that it is connected with, however far: a graph convolution of infinite depth. (The
     paper has nodes in columns, X = φ(WXA + BU).) It is well-posed for every U, and Picard's iteration converges, since
     ‖W‖∞ ≤ kappa < 1 and the Perron-Frobenius eigenvalue of |A| is at most 1, to which ``Graph`` holds it: the condition
-    ‖W‖∞ λ_pf(|A|) < 1 of section 4 (theorem 4.1). It is kept by the projection of the rows of W on the ℓ1 ball.
+    ‖W‖∞ λ_pf(|A|) < 1 of the paper's section on well-posedness. It is kept by projecting the rows of W on the ℓ1 ball.
 
     A sample is a graph: its steps and status are its own, while its nodes are solved together.
 
-    Example:
+    Examples:
         >>> ring = torch.stack([torch.arange(6), (torch.arange(6) + 1) % 6])
         >>> model = ImplicitGraph(inputs=4, states=8)
         >>> model(torch.randn(6, 4), ring).shape

@@ -56,7 +56,7 @@ class QPLayer(Equilibrium):
     constraints are independent. Gradients reach all data, at a weakly active constraint (λᵢ = 0 and Gᵢz = hᵢ) as
     ``Implicit(selection=...)`` says. The layer has no weights: make of the data what you want to learn.
 
-    Example:
+    Examples:
         >>> layer = QPLayer()  # project on the simplex
         >>> x = torch.tensor([[2.0, 0.5, 0.0], [0.2, 0.3, 0.5]])
         >>> eye = torch.eye(3)
@@ -189,7 +189,7 @@ def _warn_infeasible(parts: Splitting, failed: Tensor) -> None:
 
     For multipliers λ ≥ 0 and ν, and every feasible z, hᵀλ + bᵀν ≥ (Gᵀλ + Aᵀν)ᵀz. Where the left side is negative, no
     point of norm less than |hᵀλ + bᵀν| / ‖Gᵀλ + Aᵀν‖ is feasible: Farkas' lemma, if that is infinite. Such multipliers
-    are what the plain iteration tends to where a program is infeasible (Banjac et al. 2019, theorem 5.1).
+    are what the plain iteration tends to where a program is infeasible (Banjac, Goulart, Stellato and Boyd 2019).
     """
     v = torch.zeros_like(plain(parts.h))
     for _ in range(WITNESS):

@@ -46,7 +46,7 @@ class SparseCoding(Equilibrium):
     every D. At a kink, where an atom is just entering the code, the derivative is the element of the Clarke Jacobian
     that ``Implicit(selection=...)`` says: ``Left()`` leaves the atom out and ``Right()`` takes it in.
 
-    Example:
+    Examples:
         >>> layer = SparseCoding(inputs=64, atoms=128, penalty=0.2)
         >>> x = torch.randn(5, 64)
         >>> z = layer(x)

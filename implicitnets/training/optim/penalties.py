@@ -17,7 +17,7 @@ __all__ = ["penalize"]
 def penalize(model: nn.Module, penalties: Mapping[str, Prox]) -> list[dict[str, Any]]:
     """Parameter groups of a model, each with its penalty, for ``ProxSGD``, ``ProxAdam`` and ``ProxAdamW``.
 
-    Example:
+    Examples:
         >>> from implicitnets import models, prox, training
         >>> model = models.ImplicitModel(64, 32, 10, constraint=None)
         >>> groups = penalize(model, {"A": prox.InfNormBall(0.95), "[BC]": prox.L1(1e-4)})

@@ -20,7 +20,7 @@ class ProxSGD(Proximal, torch.optim.SGD):
     minimum, and 0 ∈ g + ∂R(θ) holds there only with the step lr/D. This is the algorithm of Yun, Lozano and Yang
     (2021), where m is an average, with learning rate lr/D.
 
-    Example:
+    Examples:
         >>> from implicitnets import prox
         >>> weight = torch.nn.Parameter(torch.tensor([3.0, -0.1]))
         >>> optimizer = ProxSGD([weight], lr=0.1, penalty=prox.L1(2.0))

@@ -1,11 +1,11 @@
-"""The threshold that projections on simplices and ℓ1 balls have in common."""
+"""Projections on simplices and ℓ1 balls."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["simplex_threshold"]
+__all__ = ["project_l1_ball", "simplex_threshold"]
 
 
 def simplex_threshold(size: Tensor, total: float, scale: Tensor | None = None) -> Tensor:
@@ -31,3 +31,22 @@ def simplex_threshold(size: Tensor, total: float, scale: Tensor | None = None) -
     excess = ordered.cumsum(-1) - total
     last = (kinks * slopes > excess).sum(-1, keepdim=True).clamp_min(1)  # entries that stay nonzero
     return excess.gather(-1, last - 1) / slopes.gather(-1, last - 1)
+
+
+def project_l1_ball(rows: Tensor, kappa: float, scale: Tensor | None = None) -> Tensor:
+    """The point of the ball Σ|xᵢ| ≤ kappa nearest to each row, in the metric Σ xᵢ²/scaleᵢ; differentiable.
+
+    Rows that are in the ball stay as they are. The others get sign(a) max(|a| − t scale, 0) with the threshold t.
+
+    Args:
+        rows: Along the last axis.
+        kappa: Positive.
+        scale: Positive, of the shape of ``rows``; None is ones.
+    """
+    size = rows.abs()
+    threshold = simplex_threshold(size, kappa, scale)
+    shrunk = rows.sign() * (size - (threshold if scale is None else threshold * scale)).clamp_min(0)
+    # Where entries are huge, rounding errors of the threshold are no small part of kappa.
+    reached = shrunk.detach().abs().sum(-1, keepdim=True) / kappa
+    shrunk = shrunk / (reached - torch.finfo(rows.dtype).eps ** 0.5).clamp_min(1)
+    return torch.where(size.sum(-1, keepdim=True) > kappa, shrunk, rows)

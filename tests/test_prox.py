@@ -218,6 +218,14 @@ class TestSets:
         assert torch.equal(x[2], v[2])
         assert (x == 0).any()
 
+    @pytest.mark.parametrize("size", [1e3, 1e7])
+    def test_the_ball_holds_what_is_huge(self, size):
+        v, step = (t.float() for t in sample(0, 20, 30, spread=2))
+        for s in (1.0, step):
+            x = prox.InfNormBall(0.9)(size * v, s)
+            assert (x.abs().sum(-1) <= 0.9 * (1 + 1e-3)).all()
+            assert (x.abs().sum(-1) > 0.5).all() or size > 1e3
+
     @given(seeds)
     @few
     def test_the_threshold_gives_the_total(self, seed):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation
-from ..balls import simplex_threshold
+from ..balls import project_l1_ball
 from .base import Constrained, Constraint, require_contraction, require_positive, require_square
 
 __all__ = ["InfNorm", "PerronFrobenius", "inf_norm", "perron_frobenius"]
@@ -46,16 +46,9 @@ class InfNorm(Constraint):
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The constrained matrix, of the shape of ``weight``, whose last axis runs along a row."""
-        size = weight.abs()
-        norm = size.sum(-1, keepdim=True)
         if self.method == "rescale":
-            return weight / (norm / self.kappa).clamp_min(1)
-        threshold = simplex_threshold(size, self.kappa)
-        shrunk = weight.sign() * (size - threshold).clamp_min(0)
-        # Where weights are huge, rounding errors of the threshold are no small part of kappa.
-        reached = shrunk.detach().abs().sum(-1, keepdim=True) / self.kappa
-        shrunk = shrunk / (reached - torch.finfo(weight.dtype).eps ** 0.5).clamp_min(1)
-        return torch.where(norm > self.kappa, shrunk, weight)
+            return weight / (weight.abs().sum(-1, keepdim=True) / self.kappa).clamp_min(1)
+        return project_l1_ball(weight, self.kappa)
 
     def for_activation(self, activation: Activation) -> Constraint:  # noqa: D102
         require_contraction(self, self.kappa, activation.lipschitz(math.inf), activation, "infinity")

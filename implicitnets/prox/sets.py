@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..balls import simplex_threshold
+from ..balls import project_l1_ball, simplex_threshold
 from .base import Indicator, Step
 
 __all__ = ["Box", "InfNormBall", "NonNegative", "Simplex"]
@@ -92,9 +92,7 @@ class InfNormBall(_Rows):
 
     def minimize(self, v: Tensor, step: Step) -> Tensor:
         """The projection."""
-        size = v.abs()
-        shift = _shift(size, self.kappa, step)
-        return torch.where(size.sum(-1, keepdim=True) <= self.kappa, v, v.sign() * (size - shift).clamp_min(0))
+        return project_l1_ball(v, self.kappa, _scale(v, step))
 
     def contains(self, x: Tensor) -> Tensor:
         """Whether ‖x‖∞ is at most kappa, up to rounding."""
@@ -122,7 +120,9 @@ class Simplex(_Rows):
 
     def minimize(self, v: Tensor, step: Step) -> Tensor:
         """The projection."""
-        return (v - _shift(v, self.total, step)).clamp_min(0)
+        scale = _scale(v, step)
+        threshold = simplex_threshold(v, self.total, scale)
+        return (v - (threshold if scale is None else threshold * scale)).clamp_min(0)
 
     def contains(self, x: Tensor) -> Tensor:
         """Whether each row is on the simplex, up to rounding."""
@@ -130,12 +130,9 @@ class Simplex(_Rows):
         return (x >= 0).all() & (off <= self.total * _rounding(x)).all()
 
 
-def _shift(size: Tensor, total: float, step: Step) -> Tensor:
-    """What the projection takes off each entry: a multiple of its step."""
-    if not isinstance(step, Tensor):
-        return simplex_threshold(size, total)
-    scale = step.to(size).expand_as(size)
-    return simplex_threshold(size, total, scale) * scale
+def _scale(v: Tensor, step: Step) -> Tensor | None:
+    """The steps as a tensor like v, or None where all are the same: a projection is the same for all of them."""
+    return step.to(v).expand_as(v) if isinstance(step, Tensor) else None
 
 
 def _rounding(x: Tensor) -> float:

@@ -32,7 +32,7 @@ def fixed_point(
     closes over. f should treat each sample on its own. An input whose first axis is the batch belongs to the samples
     one by one: it is cut when finished samples are dropped from the batch, which f's closure can't be.
 
-    Example:
+    Examples:
         >>> import torch, implicitnets as inn
         >>> a = torch.tensor([[0.5], [0.25]], dtype=torch.float64, requires_grad=True)
         >>> tight = {"solver": inn.solvers.Anderson(rtol=1e-8), "backward": inn.Implicit(solver=inn.solvers.Dense())}
@@ -90,7 +90,9 @@ def _fixed_point(
     if not callable(f):
         raise TypeError(f"f must be callable, z -> f(z), not {type(f).__name__}")
     solution = backward.solve(Equation(f, z0, inputs, sync_group), solver, report)
-    if bool(solution.status.any()) and bool((solution.status == Status.NONFINITE).all()):
+    if not bool(solution.status.any()):
+        return solution
+    if bool((solution.status == Status.NONFINITE).all()):
         _refuse_nonfinite(z0, inputs)
     finder = backward.finder(solver)
     warn_unconverged(solution, finder, what="fixed point", remedies=finder.remedies, stacklevel=3)

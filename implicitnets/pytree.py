@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from typing import Any
 
 import torch
@@ -13,17 +14,28 @@ from torch.utils import _pytree
 
 __all__ = ["Layout", "leaves", "rebuild", "refuse_in_place", "versions"]
 
+LEAF = _pytree.tree_structure(0)
+
 
 def rebuild(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """Apply a function to every leaf, and keep the structure."""
     if isinstance(tree, Tensor):  # as a rule, and this is a tenth of the time
         return function(tree, *others)
+    if _is_row(tree):
+        return tuple(map(function, tree, *others))
     return _pytree.tree_map(function, tree, *others)
 
 
 def leaves(tree: Any) -> list[Any]:
     """The leaves of a pytree, in order."""
-    return [tree] if isinstance(tree, Tensor) else _pytree.tree_leaves(tree)
+    if isinstance(tree, Tensor):
+        return [tree]
+    return list(tree) if _is_row(tree) else _pytree.tree_leaves(tree)
+
+
+def _is_row(tree: Any) -> bool:
+    """Whether this is a tuple of tensors, as inputs often are."""
+    return type(tree) is tuple and all(isinstance(x, Tensor) for x in tree)
 
 
 def versions(flat: Sequence[Tensor]) -> list[int]:
@@ -63,7 +75,7 @@ class Layout:
             TypeError: If a leaf is not a tensor of real floating-point numbers.
             ValueError: If there is no leaf, no batch axis, or the leaves disagree on the batch or the device.
         """
-        flat, spec = _pytree.tree_flatten(state)
+        flat, spec = ([state], LEAF) if isinstance(state, Tensor) else _pytree.tree_flatten(state)
         if not flat:
             raise ValueError(f"{name} has no tensor in it: pass a tensor, or a tuple, list or dict of tensors")
         for leaf in flat:
@@ -118,12 +130,16 @@ class Layout:
         return out
 
     def pack(self, flat: Sequence[Tensor]) -> Tensor:
-        """Leaves -> matrix ``(rows, size)``; a view where one leaf needs no conversion."""
+        """Leaves -> matrix ``(rows, size)``; a view where one leaf needs no conversion, or that leaf itself."""
+        if self.plain:
+            return flat[0]
         rows = [leaf.reshape(leaf.shape[0], self._size(i)).to(self.dtype) for i, leaf in enumerate(flat)]
         return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
     def unpack(self, matrix: Tensor) -> list[Tensor]:
         """Matrix ``(rows, size)`` -> leaves with their own shapes and dtypes."""
+        if self.plain:
+            return [matrix]
         if len(self.shapes) == 1:
             return (
                 [matrix.reshape(-1, *self.shapes[0]).to(self.dtypes[0])]
@@ -141,10 +157,7 @@ class Layout:
         return flat[0] if self.spec.is_leaf() else _pytree.tree_unflatten(list(flat), self.spec)
 
     def _size(self, i: int) -> int:
-        size = 1
-        for n in self.shapes[i]:
-            size *= n
-        return size
+        return prod(self.shapes[i])
 
 
 def _check_leaf(leaf: Any, name: str, *, alone: bool) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "examples" / "models").glob("*.py")])
+EXPERIMENTS = sorted((ROOT / "examples" / "training").glob("*.py"))
+STRICT = ("-W", "error", "-W", "ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func.jvp's own
 BENCHMARKS = ("solvers", "training_step")
 
 
@@ -23,7 +25,7 @@ def run(*command):
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(example):
-    assert run("-W", "error", str(example), "--quick")
+    assert run(*STRICT, str(example), "--quick")
 
 
 def test_nonsmooth_experiments_draw_their_figures(tmp_path):
@@ -46,6 +48,14 @@ def test_the_table_of_step_sizes_is_drawn_and_resumed(tmp_path):
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_is_short(example):
     assert len(example.read_text(encoding="utf-8").splitlines()) < 100
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_prints_a_table_and_draws_a_figure(experiment, tmp_path):
+    table = run(*STRICT, str(experiment), "--quick", "--out", str(tmp_path))
+    assert table.count("|") > 8
+    assert list(tmp_path.glob("*.png"))
+    assert run(*STRICT, str(experiment), "--quick", "--out", str(tmp_path)) == table  # of what was kept
 
 
 @pytest.mark.slow

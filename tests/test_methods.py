@@ -20,7 +20,6 @@ METHODS: dict[str, Method] = {
     "sobolev": Sobolev(),
 }
 """One row for each, under the name that the command line knows it by."""
-EACH = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 def classifier(states: int = 40) -> ImplicitModel:
@@ -39,10 +38,14 @@ def test_every_method_is_in_the_table_under_its_name():
         assert training.parse(repr(method)) == method
 
 
+ROWS = {**METHODS, "sgd": Backprop(optimizer="sgd")}
+EACH = pytest.mark.parametrize("method", ROWS.values(), ids=ROWS)
+
+
 @EACH
 def test_it_learns_digits(method):
     model = classifier()
-    trainer = method.trainer(model, cross_entropy, lr=method.lr)
+    trainer = method.trainer(model, cross_entropy, lr=0.1 if method == ROWS["sgd"] else method.lr)
     for _ in range(4):
         for inputs, labels in batches():
             trainer.step(inputs, labels)
@@ -91,9 +94,7 @@ def test_a_loss_that_is_no_number_changes_nothing(method):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    "method", [m for m in METHODS.values() if not isinstance(m, Sobolev)]
-)  # which adds to the loss
+@pytest.mark.parametrize("method", [m for m in ROWS.values() if not isinstance(m, Sobolev)])  # which adds to the loss
 def test_where_the_gradient_is_zero_only_weight_decay_moves_the_weights(method):
     model, start = classifier(), classifier()
     trainer = method.trainer(model, lambda outputs, labels: 0 * outputs.sum(), lr=0.01, weight_decay=3.0)

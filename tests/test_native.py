@@ -45,29 +45,47 @@ def test_same_iterates_through_restarts(monkeypatch, memory):
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 256), (4, 1000)])
-def test_same_norms_and_same_rows_as_usual(dtype, shape):
+def test_same_norms_and_who_meets_the_tolerance(dtype, shape):
     z, fz = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype, seed=2)
     expected = Iterate.at(z, fz).host_norms()
     residual, scale = expected
     lots, none, nobody = np.full(shape[0], np.inf), np.zeros(shape[0]), np.zeros(shape[0], dtype=bool)
     ratio = float((residual / scale).min())
-    for limits, bounds, usual in (
-        ((0.0, 0.9999 * ratio), (lots, lots), shape[0]),
-        ((0.0, 1.0001 * ratio), (lots, lots), shape[0] - 1),
-        ((0.0, 0.0), (none, lots), 0),
-        ((0.0, 0.0), (lots, none), 0),
-        ((1.01 * float(residual.max()), 0.0), (lots, lots), 0),
+    for limits, bounds, expected_met in (
+        ((0.0, 0.9999 * ratio), (lots, lots), 0),
+        ((0.0, 1.0001 * ratio), (lots, lots), 1),
+        ((0.0, 0.0), (none, lots), -1),
+        ((0.0, 0.0), (lots, none), -1),
+        ((1.01 * float(residual.max()), 0.0), (none, lots), shape[0]),
+        ((1.01 * float(residual.max()), 0.0), (lots, none), -1),
     ):
-        norms, count = native.measure(z, fz, limits, bounds, nobody)
+        norms, met = native.measure(z, fz, limits, bounds, nobody)
         assert norms == pytest.approx(expected, rel=1e-5)
-        assert count == usual
+        assert met == expected_met
     fz[0, 0] = torch.nan
-    assert native.measure(z, fz, (0.0, 0.0), (lots, lots), nobody)[1] == shape[0] - 1
+    assert native.measure(z, fz, (0.0, 0.0), (lots, lots), nobody)[1] == -1
     nobody[0] = True
-    norms, count = native.measure(z, fz, (0.0, 0.0), (lots, lots), nobody)
-    assert count == shape[0]
+    norms, met = native.measure(z, fz, (0.0, 0.0), (lots, lots), nobody)
+    assert met == 0
     assert norms[:, 0].tolist() == [0, 0]
     assert norms[:, 1:] == pytest.approx(expected[:, 1:], rel=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("solver", [Anderson(lazy=0.0), Picard()], ids=str)
+def test_threads_change_nothing(monkeypatch, solver):
+    monkeypatch.setattr(native, "SHARE", 8)
+    x = normal(37, 20, dtype=torch.float32)
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(solver.run(lambda z: torch.cos(0.8 * z.roll(1, 1) + x), torch.zeros_like(x)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(other.value, found[0].value) for other in found)
+    assert all(torch.equal(other.steps, found[0].steps) for other in found)
 
 
 @needs_compiler

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils import _pytree
 
+from ..nonsmooth import Selection
 from ..pytree import Layout, leaves, rebuild, refuse_in_place, versions
 from ..solution import Solution
-from ..solvers import Solver
+from ..solvers import Separable, Solver, SplitJacobian, Splitting
 from .capture import Substitution, capture, refuse_traced
 from .frame import Frame
 from .members import Members, as_written
@@ -61,10 +61,10 @@ def belongs(x: Any, batch: int) -> bool:
 
 
 class Restricted:
-    """z -> f(z, *inputs), which can be cut down to some of its samples."""
+    """z -> f(z, *inputs), which can be cut down to some of its samples, and taken apart where the map ``of`` can."""
 
-    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], batch: int) -> None:
-        self.f, self.inputs = f, tuple(inputs)
+    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], batch: int, of: Any) -> None:
+        self.f, self.inputs, self.of = f, tuple(inputs), of
         # Decided once: a matrix must not be taken for data because the batch has shrunk to its size.
         self.per_sample = rebuild(partial(belongs, batch=batch), self.inputs)
 
@@ -76,6 +76,10 @@ class Restricted:
         part = copy.copy(self)
         part.inputs = rebuild(lambda x, mine: x[rows] if mine else x, self.inputs, self.per_sample)
         return part
+
+    def splitting(self) -> Splitting | None:
+        """The parts of f for these inputs, or None."""
+        return self.of.splitting(*self.inputs) if isinstance(self.of, Separable) else None
 
 
 class Equation:
@@ -114,7 +118,7 @@ class Equation:
     def isolate(self) -> None:
         """Take the samples whose data are not finite out of all arithmetic: their inputs become 0, their start NaN."""
         state, batch = leaves(self.z0), self.layout.batch
-        data = [t for t in state + _pytree.tree_leaves(self.inputs) if belongs(t, batch) and t.is_floating_point()]
+        data = [t for t in state + leaves(self.inputs) if belongs(t, batch) and t.is_floating_point()]
         finite = torch.stack([torch.isfinite(t).reshape(batch, -1).all(1) for t in data]).all(0)
 
         def cleared(x: Any, value: float = 0.0) -> Any:
@@ -131,22 +135,28 @@ class Equation:
         return self._wanted
 
     def _watch(self) -> bool:
-        known = [x for x in _pytree.tree_leaves(self.inputs) if isinstance(x, Tensor)]
+        known = [x for x in leaves(self.inputs) if isinstance(x, Tensor)]
         if isinstance(self.f, nn.Module):
-            known += self.f.parameters()
-        state = leaves(self.z0)
+            known += self.members.parameters()
+        state, value = leaves(self.z0), []
         before = versions(state)
+
+        def flatten(out: Any) -> list[Tensor]:
+            value.extend(self._checked(out))
+            return value
+
         with self.surroundings.lowered(), self.members.noted():
-            seen = capture(lambda: self._checked(self.f(self.z0, *self.inputs)), known, state, leaves)
+            seen = capture(lambda: self.f(self.z0, *self.inputs), known, state, flatten)
         self.operands = seen.operands
-        self.frame = replace(self.frame, joint=seen.mixes)
+        if seen.mixes:
+            self.frame = replace(self.frame, joint=True)
         refuse_in_place(state, before)
         self.surroundings.complete(seen.updated)
         self._watched = 1
         self.traced = any(map(is_traced, (*state, *self.operands)))
         if not self.traced:
-            refuse_traced(seen.value)
-        self._fz0 = None if self.traced else rebuild(torch.detach, seen.value)
+            refuse_traced(value)
+        self._fz0 = None if self.traced else self.layout.tree([t.detach() for t in value])
         return self.traced or (torch.is_grad_enabled() and any(t.requires_grad for t in self.operands))
 
     def solve(self, solver: Solver, z0: Any = None, operands: Sequence[Tensor] | None = None) -> Solution:
@@ -177,8 +187,10 @@ class Equation:
 
         with without_autocast(self.surroundings.device):
             solution = together(self.feasible(solver), frame.ranks).run(f, z0, fz0=self._fz0)
-        # Copies, since FSDP2 warns of modules that return a view.
-        solution = frame.told(solution, [t.clone() for t in frame.stacked(leaves(solution.value))])
+        value = leaves(solution.value) if frame.natural else frame.stacked(leaves(solution.value))
+        # No views, since FSDP2 warns of modules that return one, and no argument.
+        kept = {id(t) for t in leaves(z0)}
+        solution = frame.told(solution, [t.clone() if t._is_view() or id(t) in kept else t for t in value])
         more, self._watched, self._fz0 = self._watched, 0, None
         if self.surroundings.updated:
             self.surroundings.rewind()
@@ -198,20 +210,28 @@ class Equation:
         state = self.layout.tree(z)
         old, new = self._swaps(operands)
         if not old:
-            return leaves(self._call(self.f, state, *self.inputs))
+            return self._call(self.f, state, *self.inputs)
         substitution, known = Substitution(old, new), [*z, *operands]
         inputs = substitution.swap(self.inputs)
         if self._all_inputs(old) and not any(map(is_wrapped, known)):  # as a rule, and then no mode is needed
-            out = leaves(self._call(self.f, state, *inputs))
+            out = self._call(self.f, state, *inputs)
             if substitution.proves(out, known):
                 return out
         with substitution, as_written():
-            out = leaves(self._call(self.f, state, *inputs))
+            out = self._call(self.f, state, *inputs)
         substitution.check(out, known)
         return out
 
+    def factors(self, z: Sequence[Tensor], operands: Sequence[Tensor], selection: Selection) -> SplitJacobian | None:
+        """The factors of ∂f/∂z at plain (z, operands), where f tells them."""
+        if not isinstance(self.f, Separable) or not self.frame.natural:
+            return None
+        inputs = Substitution(*self._swaps(operands)).swap(self.inputs)
+        with selection.active():
+            return self.f.jacobian(self.layout.pack([t.detach() for t in z]), *inputs)
+
     def _all_inputs(self, tensors: Sequence[Tensor]) -> bool:
-        inputs = {id(x) for x in _pytree.tree_leaves(self.inputs)}
+        inputs = {id(x) for x in leaves(self.inputs)}
         return all(id(t) in inputs for t in tensors)
 
     def _swaps(self, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -222,16 +242,19 @@ class Equation:
         pairs = [(old, new) for old, new in pairs if old is not new]
         return [old for old, _ in pairs], [new for _, new in pairs]
 
-    def _call(self, f: Callable[..., Any], z: Any, *inputs: Any) -> Any:
-        """f as it was at its first call."""
+    def _call(self, f: Callable[..., Any], z: Any, *inputs: Any) -> list[Tensor]:
+        """The leaves of f as it was at its first call."""
         if not self.surroundings.matter:
             return self._checked(f(z, *inputs))
         with self.surroundings.restored():
             return self._checked(f(z, *inputs))
 
     def _restricted(self, f: Callable[..., Any], inputs: Sequence[Any]) -> Restricted:
-        return Restricted(partial(self._call, f) if self.surroundings.matter else f, inputs, self.layout.batch)
+        def within(*args: Any) -> Any:
+            return self.layout.tree(self._call(f, *args))
 
-    def _checked(self, value: Any) -> Any:
-        """What f returned, if it is like the state; in its dtypes, where autocast has lowered it."""
-        return self.layout.tree(self.layout.check(value, leaves(value)[0].shape[0]))
+        return Restricted(within if self.surroundings.matter else f, inputs, self.layout.batch, self.f)
+
+    def _checked(self, value: Any) -> list[Tensor]:
+        """The leaves of what f returned, if they are like the state's; in its dtypes, where autocast lowered them."""
+        return self.layout.check(value, leaves(value)[0].shape[0])

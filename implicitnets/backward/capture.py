@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _get_sequence_nr
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree
 
+from ..pytree import leaves
 from .transforms import is_traced, under_transform
 
 __all__ = ["Substitution", "capture", "refuse_traced"]
@@ -154,9 +155,7 @@ class Substitution(TorchFunctionMode):
 
 def _clock() -> int:
     """The sequence number of autograd now: nodes made later have larger ones (in this thread)."""
-    with torch.enable_grad():
-        node = torch.zeros((), requires_grad=True).view(()).grad_fn
-    return 0 if node is None else node._sequence_nr()  # none in inference mode, where nothing has a history
+    return _get_sequence_nr() - 1
 
 
 def _older(tensor: Tensor, start: int) -> bool:
@@ -218,7 +217,7 @@ def refuse_traced(value: Any) -> Any:
     Raises:
         RuntimeError: If it has.
     """
-    for leaf in _pytree.tree_leaves(value):
+    for leaf in leaves(value):
         if isinstance(leaf, Tensor) and is_traced(leaf):
             raise RuntimeError(_lost("a tensor of forward mode, or inside a torch.func transform"))
     return value

@@ -70,10 +70,14 @@ class Frame:
 
     def pack(self, flat: Sequence[Tensor]) -> Tensor:
         """Leaves -> matrix of rows."""
+        if self.natural:
+            return self.layout.pack(flat)
         return self._layout.pack(self.rows(flat))
 
     def unpack(self, matrix: Tensor) -> list[Tensor]:
         """The way back."""
+        if self.natural:
+            return self.layout.unpack(matrix)
         return self.stacked(self._layout.unpack(matrix))
 
     def tree(self, flat: Sequence[Tensor]) -> Any:
@@ -87,6 +91,8 @@ class Frame:
 
     def told(self, found: Solution, value: Sequence[Tensor]) -> Solution:
         """The record of a solve in rows, sample by sample, with these leaves of its value."""
+        if self.natural:
+            return replace(found, value=self.tree(value))
         return replace(
             found,
             value=self.tree(value),

@@ -7,7 +7,6 @@ with operands (z, θ, g), a derivative of the backward is the same Function once
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from .capture import refuse_traced
 from .linear import Adjoint, Linearization, Tangent
 from .problems import Forward, Problem
 from .surroundings import without_autocast
-from .transforms import forward_mode, is_traced, is_wrapped, jvp, primal, refuse_batched, vjp
+from .transforms import apply, forward_mode, is_traced, is_wrapped, jvp, primal, refuse_batched, vjp
 
 __all__ = ["Implicit"]
 
@@ -82,7 +81,7 @@ class Implicit(Backward):
         if not equation.watch():
             return equation.solve(solver)
         problem = Forward(equation, solver, self, report)
-        *value, converged = _fixed_point(problem, *leaves(equation.z0), *equation.operands)
+        *value, converged = apply(_FixedPoint, problem, *leaves(equation.z0), *equation.operands)
         solution, problem.solution = problem.solution, None
         assert solution is not None
         if self.unconverged == "mask":
@@ -93,7 +92,7 @@ class Implicit(Backward):
 def solve_apart(equation: Equation, solver: Solver, start: Sequence[Tensor]) -> Solution:
     """Solve from there under whatever transforms are at work, so that no derivative runs through the value."""
     problem = Forward(equation, solver, Implicit(), None)
-    *value, _ = _fixed_point(problem, *map(torch.detach, (*start, *equation.operands)))
+    *value, _ = apply(_FixedPoint, problem, *map(torch.detach, (*start, *equation.operands)))
     assert problem.solution is not None
     return replace(problem.solution, value=equation.layout.tree([t.detach() for t in value]))
 
@@ -147,21 +146,12 @@ class _FixedPoint(torch.autograd.Function):
         moved = [t if d is None else t.movedim(d, 0) for t, d in zip(operands, dims, strict=True)]
         axes = [None if d is None else 0 for d in dims]
         mapped, moved = problem.mapped(info.batch_size, axes, info.randomness, moved)
-        out = _fixed_point(mapped, *moved)
+        out = apply(_FixedPoint, mapped, *moved)
         return out, (0,) * len(out)
 
 
-# PyTorch asks for the signature at each call, and working it out takes a twentieth of a small solve.
-_FixedPoint.forward.__signature__ = inspect.signature(_FixedPoint.forward)  # type: ignore[attr-defined]
-
-
-def _fixed_point(problem: Problem, *operands: Tensor) -> tuple[Tensor, ...]:
-    value: tuple[Tensor, ...] = _FixedPoint.apply(problem, *operands)  # type: ignore[no-untyped-call]
-    return value
-
-
 def _solve_linear(problem: Problem, *operands: Tensor) -> list[Tensor]:
-    *w, converged = _fixed_point(problem, *operands)
+    *w, converged = apply(_FixedPoint, problem, *operands)
     return _masked(problem, w, converged)
 
 

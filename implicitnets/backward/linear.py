@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 
 from ..solution import warn_unconverged
-from ..solvers import GMRES, Anderson, Dense, Fallback, Solver
+from ..solvers import GMRES, Anderson, Dense, Fallback, Solver, SplitJacobian
 from ..solvers.newton import solve_scaled
 from .error import error_bound, estimate_error
 from .frame import Frame
@@ -60,6 +62,11 @@ class Adjoint(_LinearProblem):
         point, theta, g = self.split(operands)
         return [a + b for a, b in zip(vjp(lambda *p: self.of.apply(p, theta), point, z), g, strict=True)]
 
+    def factors(self, z: Tensors, operands: Tensors) -> SplitJacobian | None:  # noqa: D102
+        point, theta, _ = self.split(operands)
+        found = self.of.factors(point, theta)
+        return None if found is None else found.T
+
 
 class Tangent(_LinearProblem):
     """w = Jw + g."""
@@ -73,6 +80,10 @@ class Tangent(_LinearProblem):
         product = jvp(lambda *p: self.of.apply(p, theta), point, z, like=point)
         return [a + b for a, b in zip(product, g, strict=True)]
 
+    def factors(self, z: Tensors, operands: Tensors) -> SplitJacobian | None:  # noqa: D102
+        point, theta, _ = self.split(operands)
+        return self.of.factors(point, theta)
+
 
 class Linearization:
     """f recorded once at plain (z, θ), for products with its Jacobians."""
@@ -84,11 +95,13 @@ class Linearization:
             independent = all(t.is_leaf for t in theta)  # else one may be computed from another: cut them apart
             self.theta = list(theta) if independent else [t.detach().requires_grad_(t.requires_grad) for t in theta]
             self.out = problem.apply(self.z, self.theta)
-        self.outputs = [t for t in self.out if t.requires_grad]
+        self.outputs = tuple(t for t in self.out if t.requires_grad)
 
     def solve_adjoint(self, g: Tensors) -> tuple[list[Tensor], Tensor]:
         """The w with w = Jᵀw + g, by the rule's solver, and which samples converged."""
-        return self._solve(lambda w: self._grad(self.z, w, retain_graph=True, materialize_grads=True), g, "gradient")
+        return self._solve(
+            _Linear(self.problem.frame, self._pull, partial(self._factors, transposed=True)), g, "gradient"
+        )
 
     def solve_tangent(self, g: Tensors) -> tuple[list[Tensor], Tensor]:
         """The w with w = Jw + g, likewise. Jw comes from differentiating Jᵀu, which is linear in u."""
@@ -104,7 +117,11 @@ class Linearization:
             tangents = [v for v, there in zip(w, depends, strict=True) if there]
             return torch.autograd.grad(outputs, u, tangents, retain_graph=True, materialize_grads=True)
 
-        return self._solve(product, g, "tangent")
+        return self._solve(_Linear(self.problem.frame, product, self._factors), g, "tangent")
+
+    def _factors(self, *, transposed: bool = False) -> SplitJacobian | None:
+        found = self.problem.factors(self.z, self.theta)
+        return found if found is None or not transposed else found.T
 
     def gradients(self, w: Tensors, wanted: Sequence[bool]) -> list[Tensor | None]:
         """(∂f/∂θ)ᵀ w for the operands that are wanted. Frees what was recorded."""
@@ -112,16 +129,27 @@ class Linearization:
         grads = iter(self._grad(targets, w, allow_unused=True))
         return [next(grads) if need else None for need in wanted]
 
+    def _pull(self, w: Tensors) -> Tensors:
+        """Jᵀw, as ``torch.autograd.grad`` computes it, without its checks: they take a fifth of a small product."""
+        if not self.outputs:
+            return [torch.zeros_like(t) for t in self.z]
+        found = _engine_run_backward(
+            self.outputs, self._shown(w), True, False, tuple(self.z), allow_unreachable=True, accumulate_grad=False
+        )
+        return [torch.zeros_like(z) if t is None else t for z, t in zip(self.z, found, strict=True)]
+
     def _grad(self, targets: Tensors, cotangents: Tensors, **options: bool) -> Sequence[Any]:
         if not self.outputs or not targets:
             return [torch.zeros_like(t) for t in targets]
-        if len(self.outputs) < len(self.out):
-            cotangents = [c for t, c in zip(self.out, cotangents, strict=True) if t.requires_grad]
-        return torch.autograd.grad(self.outputs, targets, cotangents, **options)
+        return torch.autograd.grad(self.outputs, targets, self._shown(cotangents), **options)
 
-    def _solve(self, product: Callable[[Tensors], Tensors], g: Tensors, what: str) -> tuple[list[Tensor], Tensor]:
+    def _shown(self, cotangents: Tensors) -> tuple[Tensor, ...]:
+        """Those of the outputs that depend on anything."""
+        return tuple(c for t, c in zip(self.out, cotangents, strict=True) if t.requires_grad)
+
+    def _solve(self, linear: _Linear, g: Tensors, what: str) -> tuple[list[Tensor], Tensor]:
         frame, rule, root = self.problem.frame, self.problem.rule, self.problem.root
-        right, linear = frame.pack(g), _Linear(frame, product)
+        right = frame.pack(g)
         solver = root.equation.feasible(rule.solver or _fastest(right))
         found = solve_scaled(together(solver, frame.ranks), linear, right)
         match rule.contraction:
@@ -144,11 +172,13 @@ class Linearization:
 class _Linear:
     """A linear map of leaves, on matrices of rows."""
 
-    def __init__(self, frame: Frame, product: Callable[[Tensors], Tensors]) -> None:
-        self.frame, self.product = frame, product
+    def __init__(
+        self, frame: Frame, product: Callable[[Tensors], Tensors], factors: Callable[[], SplitJacobian | None]
+    ) -> None:
+        self.frame, self.product, self.factors, self.plain = frame, product, factors, frame.plain
 
     def __call__(self, w: Tensor) -> Tensor:
-        if self.frame.plain:
+        if self.plain:
             return self.product((w,))[0]
         return self.frame.pack(self.product(self.frame.unpack(w)))
 

@@ -27,6 +27,10 @@ class Members:
         self._modules: dict[nn.Module, None] = dict.fromkeys(owner.modules()) if isinstance(owner, nn.Module) else {}
         self._held: list[tuple[Mapping[str, Tensor | None], str, Tensor]] = []
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the modules that are known."""
+        return [p for module in self._modules for p in module._parameters.values() if p is not None]
+
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Inside, note what modules are called, unless f is one, and at the end what they hold."""

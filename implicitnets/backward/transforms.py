@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch._C import _functorch
 from torch.autograd import forward_ad
 
 __all__ = [
+    "apply",
     "forward_mode",
     "is_traced",
     "is_wrapped",
@@ -40,6 +42,8 @@ def is_wrapped(tensor: Tensor) -> bool:
 
 def is_traced(tensor: Tensor) -> bool:
     """Whether a derivative other than autograd's reverse mode may run through this tensor."""
+    if forward_ad._current_level < 0:  # then there are no tangents
+        return is_wrapped(tensor)
     return is_wrapped(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
 
 
@@ -54,6 +58,17 @@ def primal(tensor: Tensor) -> Tensor:
     """The tensor without its tangent."""
     found: Tensor = forward_ad.unpack_dual(tensor).primal
     return found
+
+
+def apply(function: type[torch.autograd.Function], problem: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """``function.apply(problem, *tensors)``.
+
+    Outside of ``torch.func``, the lookup of default arguments is left out, which takes a fiftieth of a small step.
+    """
+    general = under_transform() or any(map(is_wrapped, tensors))
+    chosen: Any = function if general else super(torch.autograd.Function, function)
+    value: tuple[Tensor, ...] = chosen.apply(problem, *tensors)
+    return value
 
 
 def refuse_batched(tensors: Sequence[Tensor]) -> None:

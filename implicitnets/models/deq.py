@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from ..backward import Backward, Implicit
 from ..backward.sync import check_group
 from ..backward.transforms import plain
 from ..fixed_point import check_strategies, fixed_point
-from ..pytree import rebuild
+from ..nonsmooth import Autograd, Selection
+from ..pytree import leaves, rebuild
 from ..solution import Solution
 from ..solvers import Anderson, Solver
 from .config import Configurable
@@ -83,6 +84,11 @@ class Equilibrium(Configurable, ABC):
     def _start(self, inputs: tuple[Any, ...]) -> Any:
         """Where to start if the call does not say."""
 
+    def _selected(self) -> AbstractContextManager[Any]:
+        """Inside, what kinked operations make of the equilibrium has the derivatives that it is differentiated with."""
+        selection: Selection = getattr(self.backward, "selection", Autograd())
+        return selection.active()
+
     def _keep_backward(self, solution: Solution) -> None:
         self.backward_solution = solution
 
@@ -108,7 +114,7 @@ class Equilibrium(Configurable, ABC):
 class DEQ(Equilibrium):
     """The deep equilibrium model z = cell(z, *inputs) (Bai, Kolter and Koltun 2019).
 
-    Example:
+    Examples:
         >>> class Cell(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -177,7 +183,7 @@ class DEQ(Equilibrium):
         initial_state: Any = getattr(self.cell, "initial_state", None)
         if initial_state is not None:
             return initial_state(*inputs)
-        tensors = [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+        tensors = [x for x in leaves(inputs) if isinstance(x, Tensor)]
         if not tensors:
             raise ValueError("DEQ called without inputs does not know its batch: pass z0=torch.zeros(batch, ...)")
         like = next((x for x in tensors if x.is_floating_point()), torch.empty(0, device=tensors[0].device))

@@ -108,7 +108,7 @@ class Anderson(Iterative[_History]):
         slot, used = rings.count % slots, min(rings.count + 1, slots)
         rings.count += 1
         if slots <= native.MAX_MEMORY and native.fits(now.z):
-            at, before = (now.z, now.fz, now.norms[1].double()), (last.z, last.fz)
+            at, before = (now.z, now.fz, now.host_norms()[1]), (last.z, last.fz)
             history = (state.keep, state.wait, state.active, rings.dr, rings.df, rings.gram)
             return native.anderson(slot, used, self._diagonal(now.z), at, before, history)
         self._remember(slot, used, now, last, state, rings)
@@ -119,21 +119,18 @@ class Anderson(Iterative[_History]):
         if state.all_awake:
             return
         (residual, scale), before = now.host_norms(), last.host_norms()[0]
-        good = residual <= self.lazy * before
-        if np.count_nonzero(good) == good.size:
-            return
-        slow = ~good
-        if self.lazy > 0:
+        slow = ~((residual <= self.lazy * before) | state.awake)
+        if self.lazy > 0 and np.count_nonzero(slow):
             with np.errstate(all="ignore"):
                 slow &= ~(residual * (residual / before) ** SOON <= self.atol + self.rtol * scale)
-        if np.count_nonzero(slow & ~state.awake):
+        if np.count_nonzero(slow):
             state.awake = state.awake | slow
             state.all_awake = bool(state.awake.all())
             state.active = torch.from_numpy(state.awake).to(now.z)
             if state.rings is None:
                 slots = max(min(self.memory, self.max_steps), 1)
                 rows, size = now.z.shape
-                dr, df = _zeros(now.z, (2, rows, slots, size))
+                dr, df = now.z.new_empty((2, rows, slots, size))
                 state.rings = _Rings(dr, df, self._empty_gram(now.z, slots).repeat(rows, 1, 1))
 
     def _empty_gram(self, z: Tensor, slots: int) -> Tensor:
@@ -194,10 +191,3 @@ class Anderson(Iterative[_History]):
             last=None if state.last is None else state.last.take(rows),
             rings=None if rings is None else rings.select(rows),
         )
-
-
-def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Zeros of that shape; on the CPU memory is not touched before it is used, which may be never."""
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    return torch.from_numpy(np.zeros(shape, dtype=like.detach().numpy().dtype))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..pytree import Layout, leaves
 from ..solution import Solution, warn_unconverged
 from .loop import Iterate, Loop
-from .packed import PackedMap, flat_value
+from .packed import PackedMap
 
 __all__ = ["Iterative", "Solver", "require"]
 
@@ -133,7 +133,7 @@ class Iterative(Solver, Generic[StateT]):
         packed = PackedMap(f, layout)
         z = layout.pack([leaf.detach() for leaf in leaves(z0)])
         if fz0 is not None:
-            packed.remember(z, flat_value(layout, fz0))
+            packed.remember(z, fz0)
         loop: Loop[StateT] = Loop(self, packed, z)
         while loop.measure():
             loop.advance()

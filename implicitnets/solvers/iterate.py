@@ -104,13 +104,11 @@ class Best:
 
     def point(self, now: Iterate, rows: np.ndarray[Any, Any] | None = None) -> Tensor:
         """The best z of each row, or of ``rows`` (indices), in a new matrix."""
-        if rows is None:
-            rows = np.arange(self.stale.size)
-        index = _device(rows, now.z)
-        best = now.z[index]
-        if self.kept is not None and np.count_nonzero(self.stale[rows]):
-            best = torch.where(_device(self.stale[rows], best)[:, None], self.kept.z[index], best)
-        return best
+        index = slice(None) if rows is None else _device(rows, now.z)
+        stale = self.stale if rows is None else self.stale[rows]
+        if self.kept is None or not np.count_nonzero(stale):
+            return now.z.clone() if rows is None else now.z[index]
+        return torch.where(_device(stale, now.z)[:, None], self.kept.z[index], now.z[index])
 
     def select(self, rows: Mask) -> None:
         """Go on with ``rows`` alone."""

@@ -75,31 +75,33 @@ class Loop(Generic[StateT]):
     def measure(self) -> bool:
         """Evaluate f at z, settle the samples that are finished, and say whether any is not."""
         last = self.now if self.step else None
-        self.now = now = self._evaluate()
+        self.now, met = self._evaluate()
         if self.step == 0:
             self._begin()
+        self.steady = met >= 0
         if not self.steady or self.step == self.solver.rounds or self.solver.record:
             return self._judge(last)
-        self.least = now.host_norms()[0]
+        self.least, scale = self.now.host_norms()
         self.best.renew()
-        return self.done.size > 0
+        if met:
+            self.limit = self._limit(scale)
+            self._settle((self.least <= self.limit) & ~self.done, self.least, int(Status.CONVERGED))
+        return self.finished < self.done.size
 
-    def _evaluate(self) -> Iterate:
-        """The iterate at z; it is steady if everybody at work improves, and nobody gets finished or lost."""
+    def _evaluate(self) -> tuple[Iterate, int]:
+        """The iterate at z, and how many have converged there; -1 if anybody at work neither has nor improves."""
         solver, z = self.solver, self.z.contiguous()
         fz = self.f(self.z).contiguous()
         if native.fits(z):
-            norms, usual = native.measure(z, fz, (solver.atol, solver.rtol), (self.least, self.horizon), self.done)
-            now = Iterate(z, fz, host=norms)
-        else:
-            now = Iterate.at(z, fz)
-            if self.finished:
-                now.settle(self.done)
-            residual, scale = now.host_norms()
-            met = residual <= self._limit(scale)
-            usual = int(np.count_nonzero((residual < self.least) & ~met & (scale <= self.horizon) | self.done))
-        self.steady = usual == z.shape[0]
-        return now
+            norms, met = native.measure(z, fz, (solver.atol, solver.rtol), (self.least, self.horizon), self.done)
+            return Iterate(z, fz, host=norms), met
+        now = Iterate.at(z, fz)
+        if self.finished:
+            now.settle(self.done)
+        residual, scale = now.host_norms()
+        converged = (residual <= self._limit(scale)) & ~self.done
+        usual = (converged | (residual < self.least)) & (scale <= self.horizon) | self.done
+        return now, int(np.count_nonzero(converged)) if np.count_nonzero(usual) == usual.size else -1
 
     def _limit(self, scale: Vector) -> Vector:
         with np.errstate(invalid="ignore"):
@@ -128,7 +130,10 @@ class Loop(Generic[StateT]):
         finished = converged | far | (self.step == solver.rounds)
         if solver.growth is None or self.step == 0:
             finished |= ~finite
-        self._settle(finished & live, residual, converged, far)
+        verdict = np.where(far | (residual > DIVERGED * self.start), int(Status.DIVERGED), int(Status.MAX_STEPS))
+        verdict = np.where(finite, verdict, int(Status.NONFINITE))
+        verdict = np.where(converged, int(Status.CONVERGED), verdict)
+        self._settle(finished & live, np.where(np.isfinite(self.least), self.least, residual), verdict)
         return self.finished < self.done.size
 
     def advance(self) -> None:
@@ -162,26 +167,25 @@ class Loop(Generic[StateT]):
         seen[self.sample[~self.done]] = residual[~self.done]
         self.trace.append(seen)
 
-    def _settle(self, finished: Mask, residual: Vector, converged: Mask, far: Mask) -> None:
-        if not np.count_nonzero(finished):
+    def _settle(self, finished: Mask, residual: Vector, verdict: Any) -> None:
+        """Note how the rows ``finished`` have ended; ``verdict`` is a Status, or one for each row."""
+        rows = finished.nonzero()[0]
+        if not rows.size:
             return
-        verdict = np.where(far | (residual > DIVERGED * self.start), int(Status.DIVERGED), int(Status.MAX_STEPS))
-        verdict = np.where(np.isfinite(residual), verdict, int(Status.NONFINITE))
-        verdict = np.where(converged, int(Status.CONVERGED), verdict)
-        sample = self.sample[finished]
-        self.status[sample] = verdict[finished]
-        self.residual[sample] = np.where(np.isfinite(self.least), self.least, residual)[finished]
-        self.steps[self.sample] = np.where(finished, self.solver.spent(self.state, self.step), self.steps[self.sample])
-        self._keep_value(finished)
-        self.done |= finished
-        self.finished = int(np.count_nonzero(self.done))
+        sample = self.sample[rows]
+        self.status[sample] = verdict if isinstance(verdict, int) else verdict[rows]
+        self.residual[sample] = residual[rows]
+        spent = self.solver.spent(self.state, self.step)
+        self.steps[sample] = spent if isinstance(spent, int) else spent[rows]
+        self._keep_value(rows)
+        self.done[rows] = True
+        self.finished += rows.size
 
-    def _keep_value(self, finished: Mask) -> None:
+    def _keep_value(self, rows: np.ndarray[Any, Any]) -> None:
         """Note the best points of those who finish. As long as they stay in the batch they go on, unheeded."""
         if self.value is None:
             self.value = self.best.point(self.now)
         else:
-            rows = np.flatnonzero(finished)
             self.value.index_copy_(0, self._device(self.sample[rows]), self.best.point(self.now, rows))
 
     def _dropping_pays(self) -> bool:

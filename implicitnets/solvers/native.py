@@ -28,7 +28,9 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 LARGE = 2**18
 """From this many entries on, tensor operations are used where they have more than two threads: on one thread they
-take about twice as long as these loops (measured), which use one."""
+take about twice as long as these loops (measured)."""
+SHARE = 2**14
+"""So many entries at least are the share of a thread."""
 MAX_MEMORY = 32
 """As in native.c."""
 SOURCE = Path(__file__).with_name("native.c")
@@ -40,16 +42,21 @@ def library() -> ctypes.CDLL | None:
     compiler = next((found for name in (os.environ.get("CC"), "cc") if name and (found := shutil.which(name))), None)
     if os.environ.get("IMPLICITNETS_NATIVE") == "0" or compiler is None:
         return None
-    try:
-        return ctypes.CDLL(str(_compile(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        logging.getLogger(__name__).info("no native solver loops: %s", error)
-        return None
+    for openmp in ("-fopenmp", "-fopenmp-simd"):
+        try:
+            return ctypes.CDLL(str(_compile(compiler, openmp)))
+        except (OSError, subprocess.SubprocessError) as error:
+            logging.getLogger(__name__).info("no native solver loops with %s: %s", openmp, error)
+    return None
 
 
-def _compile(compiler: str) -> Path:
-    """Compile native.c into the user's cache, once for each version of it."""
-    command = [compiler, "-O3", "-fopenmp-simd", "-fno-math-errno", "-shared", "-fPIC"]
+def _compile(compiler: str, openmp: str) -> Path:
+    """Compile native.c into the user's cache, once for each version of it.
+
+    It is not linked with an OpenMP library: that in which PyTorch has its threads is in the process, and two would be
+    in each other's way.
+    """
+    command = [compiler, "-O3", openmp, "-fno-math-errno", "-fPIC", "-c"]
     machine = os.uname()
     key = " ".join([SOURCE.read_text(), *command, machine.sysname, machine.machine, machine.release])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "implicitnets"
@@ -57,10 +64,12 @@ def _compile(compiler: str) -> Path:
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            built = Path(scratch) / target.name
-            subprocess.run(
-                [*command, str(SOURCE), "-lm", "-o", str(built)], check=True, capture_output=True, timeout=60
-            )
+            part, built = Path(scratch) / "native.o", Path(scratch) / target.name
+            for job in (
+                [*command, str(SOURCE), "-o", str(part)],
+                [compiler, "-shared", str(part), "-lm", "-o", str(built)],
+            ):
+                subprocess.run(job, check=True, capture_output=True, timeout=60)
             built.replace(target)
     return target
 
@@ -86,13 +95,21 @@ def _function(name: str, dtype: torch.dtype, arguments: str) -> Any:
     return function
 
 
+def _threads(z: Tensor) -> int:
+    return min(torch.get_num_threads(), z.numel() // SHARE + 1)
+
+
+def _pointer(array: np.ndarray[Any, Any]) -> Any:
+    return ctypes.byref(ctypes.c_char.from_buffer(array.data))  # less than half the time of array.ctypes
+
+
 def measure(
     z: Tensor, fz: Tensor, limits: tuple[float, float], bounds: tuple[Vector, Vector], done: Mask
 ) -> tuple[Vector, int]:
-    """‖fz − z‖ and ‖fz‖ of each row, shape (2, rows), and how many rows are as usual.
+    """‖fz − z‖ and ‖fz‖ of each row, shape (2, rows), and how many rows meet the tolerance, if all are as usual.
 
-    These are the rows with least > ‖fz − z‖ > atol + rtol · ‖fz‖ and ‖fz‖ ≤ horizon, and those that are done, whose
-    norms are 0.
+    These are the rows with ‖fz‖ ≤ horizon that meet it, ‖fz − z‖ ≤ atol + rtol · ‖fz‖, or have ‖fz − z‖ < least, and
+    those that are done, whose norms are 0 and which are not counted. If one is not, the number is -1.
 
     Args:
         z: A point.
@@ -102,16 +119,19 @@ def measure(
         done: By row.
     """
     norms = np.empty((2, z.shape[0]))
-    pointers = z.data_ptr(), fz.data_ptr(), *[array.ctypes.data for array in (*bounds, done, norms)]
-    return norms, _function("measure", z.dtype, "llddpppppp")(*z.shape, *limits, *pointers)
+    met: int = _function("measure", z.dtype, "lllddpppppp")(
+        *(_threads(z), *z.shape, *limits),
+        *(z.data_ptr(), fz.data_ptr(), *map(_pointer, (*bounds, done, norms))),
+    )
+    return norms, met
 
 
 def anderson(
     slot: int,
     used: int,
     diagonal: float,
-    now: tuple[Tensor, ...],
-    last: tuple[Tensor, ...],
+    now: tuple[Tensor, Tensor, Vector],
+    last: tuple[Tensor, Tensor],
     history: tuple[Tensor, ...],
 ) -> Tensor:
     """The next point of Anderson's method, which puts the newest difference into ``slot`` of the history.
@@ -120,15 +140,16 @@ def anderson(
         slot: Where the newest difference goes.
         used: Slots in use, this one included.
         diagonal: Diagonal of the Gram matrix.
-        now: z, f(z), and the norm of the latter in each row, float64.
+        now: z, f(z), and the norm of the latter in each row.
         last: The previous z and f(z).
         history: keep, wait, active, dr, df and gram, as in ``anderson``.
     """
-    z, finfo = now[0], torch.finfo(now[0].dtype)
-    out = torch.empty_like(z)
-    _function("anderson", z.dtype, "lllll" + "ddd" + "p" * 12)(
-        *(*z.shape, history[-1].shape[1], slot, used),
+    z, fz, scale = now
+    out, finfo = torch.empty_like(z), torch.finfo(z.dtype)
+    _function("anderson", z.dtype, "llllll" + "ddd" + "p" * 12)(
+        *(_threads(z), *z.shape, history[-1].shape[1], slot, used),
         *(diagonal, finfo.eps, finfo.tiny),
-        *[tensor.data_ptr() for tensor in (*now, *last, *history, out)],
+        *(z.data_ptr(), fz.data_ptr(), _pointer(scale)),
+        *[tensor.data_ptr() for tensor in (*last, *history, out)],
     )
     return out

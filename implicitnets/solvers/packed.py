@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..nonsmooth import Autograd, Selection
-from ..pytree import Layout, leaves, refuse_in_place, versions
+from ..pytree import Layout, refuse_in_place, versions
 
 __all__ = ["Affine", "PackedMap", "Selectable", "WrittenOut"]
 
@@ -60,9 +60,9 @@ class PackedMap:
         self.cut = False
         self._plain = layout.plain
 
-    def remember(self, z: Tensor, fz: Tensor) -> None:
-        """Take ``fz`` for the value at ``z``: the next call with this very tensor costs nothing."""
-        self._memo = (z, fz)
+    def remember(self, z: Tensor, value: Any) -> None:
+        """Take the state ``value`` for f(z): the next call with this very tensor costs nothing."""
+        self._memo = (z, self._packed(value, z))
 
     def __call__(self, z: Tensor) -> Tensor:
         """f(z)."""
@@ -80,9 +80,13 @@ class PackedMap:
         before = versions(state)
         out = f(self.layout.tree(state))
         refuse_in_place(state, before)
-        if self._plain and type(out) is Tensor and out.shape == z.shape and out.dtype == z.dtype:
-            return out
-        return self.layout.pack(self.layout.check(out, z.shape[0]))
+        return self._packed(out, z)
+
+    def _packed(self, value: Any, z: Tensor) -> Tensor:
+        """Pack ``value = f(z)`` after checking it."""
+        if self._plain and type(value) is Tensor and value.shape == z.shape and value.dtype == z.dtype:
+            return value
+        return self.layout.pack(self.layout.check(value, z.shape[0]))
 
     def differential(self, z: Tensor, fz: Tensor) -> Callable[[Tensor], Tensor]:
         """The product v -> Jv for an *affine* map of Jacobian J, given its value ``fz`` at ``z``.
@@ -162,8 +166,3 @@ class PackedMap:
         self.f = part
         self._memo = None
         return True
-
-
-def flat_value(layout: Layout, value: Any) -> Tensor:
-    """Pack ``value = f(z)`` after checking it against ``layout``."""
-    return layout.pack(layout.check(value, leaves(value)[0].shape[0]))

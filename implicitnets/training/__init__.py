@@ -9,6 +9,7 @@ from .backprop import Backprop
 from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
 from .implicit_sgd import ImplicitSGD
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
+from .optim import ProxAdam, ProxAdamW, ProxSGD, penalize
 from .proximal import Projection, ProxProp, ProxPropHandle, Sweep, proxprop
 from .semi_implicit import SemiImplicit
 from .sobolev import Sobolev, sobolev_loss
@@ -23,14 +24,18 @@ __all__ = [
     "Loss",
     "Method",
     "Projection",
+    "ProxAdam",
+    "ProxAdamW",
     "ProxProp",
     "ProxPropHandle",
+    "ProxSGD",
     "SemiImplicit",
     "Sobolev",
     "Sweep",
     "Trainer",
     "Unsupported",
     "parse",
+    "penalize",
     "proxprop",
     "sobolev_loss",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, AdamW
 
 __all__ = ["GradientTrainer", "Loss", "Method", "Trainer", "Unsupported"]
 
@@ -75,14 +76,46 @@ class Method(ABC):
         """
 
 
+def make_optimizer(
+    name: str, parameters: Iterator[nn.Parameter], lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), or SGD with Nesterov's momentum of 0.9 and the same decoupled decay.
+
+    Raises:
+        ValueError: If the name is neither "adamw" nor "sgd".
+    """
+    if name == "adamw":
+        return AdamW(parameters, lr, weight_decay=weight_decay)
+    if name == "sgd":
+        return DecoupledSGD(parameters, lr, momentum=0.9, nesterov=True, decay=weight_decay)
+    raise ValueError(f"optimizer={name!r}: optimizer must be 'adamw' or 'sgd'")
+
+
+class DecoupledSGD(SGD):
+    """SGD that first multiplies all parameters by 1 − lr · decay."""
+
+    def __init__(self, parameters: Iterator[nn.Parameter], lr: float, *, decay: float, **options: Any) -> None:
+        super().__init__(parameters, lr, **options)
+        self.decay = decay
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """As SGD's."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(1 - group["lr"] * self.decay)
+        return super().step(closure)
+
+
 class GradientTrainer(Trainer):
-    """AdamW on what ``backward()`` gives.
+    """An optimizer on what ``backward()`` gives.
 
     Args:
         model: The model.
         loss: The loss.
         lr: The learning rate.
-        weight_decay: AdamW's.
+        weight_decay: The optimizer's.
+        optimizer: "adamw" or "sgd".
         change: Called between ``backward()`` and the optimizer's step, to change the gradients.
     """
 
@@ -93,11 +126,12 @@ class GradientTrainer(Trainer):
         *,
         lr: float,
         weight_decay: float,
+        optimizer: str = "adamw",
         change: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(model, lr)
         self.loss, self.change = loss, change
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
+        self.optimizer = make_optimizer(optimizer, model.parameters(), lr, weight_decay)
 
     def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         for group in self.optimizer.param_groups:
@@ -118,7 +152,8 @@ class GradientTrainer(Trainer):
 
     def state_dict(self) -> dict[str, Tensor]:  # noqa: D102
         states = self.optimizer.state_dict()["state"]
-        return {f"{index}.{name}": tensor for index, moments in states.items() for name, tensor in moments.items()}
+        moments = ((f"{index}.{name}", value) for index, state in states.items() for name, value in state.items())
+        return {name: value for name, value in moments if value is not None}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: D102
         moments: dict[int, dict[str, Tensor]] = {}

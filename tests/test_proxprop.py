@@ -13,9 +13,11 @@ from torch.nn.utils import parametrizations, parametrize
 
 import implicitnets as inn
 from implicitnets import training
-from implicitnets.models import DEQ, ImplicitModel, structures
+from implicitnets.models import DEQ, ConvDEQ, ImplicitModel, structures
 from implicitnets.solvers import Anderson, Dense, Picard
 from implicitnets.training import ProxProp, Unsupported, proxprop
+from implicitnets.training.proximal.gauss_newton import gauss_newton
+from implicitnets.training.proximal.layers import ConvLayer
 from implicitnets.training.proximal.metric import Metric, cheaper
 
 TIGHT = Anderson(rtol=1e-12, atol=1e-13, max_steps=300)
@@ -290,6 +292,47 @@ def test_the_adjoint_equation_is_left_alone():
     assert counts[0][0] == counts[1][0] > 5
     assert torch.equal(counts[0][1], counts[1][1])
     torch.testing.assert_close(counts[0][2], counts[1][2], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backward", [inn.Implicit(), inn.Unroll(steps=2)], ids=str)
+def test_models_with_an_equilibrium_of_their_own_are_taken(backward):
+    """Layers around the cell have their own inputs, those in it the ones at the equilibrium, and one system each."""
+    model = ConvDEQ(2, 4, groups=2, solver=Anderson(rtol=1e-10, atol=1e-12), backward=backward)
+    x = torch.randn(3, 2, 5, 5)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    seen = {m: [] for m in convolutions}
+    with proxprop(model) as handle:
+        model(x).sin().mean().backward()
+    assert handle.solves == len(convolutions) > 2
+    v = {name: p.grad.clone() for name, p in model.named_parameters()}
+    hooks = [m.register_forward_pre_hook(lambda m, args: seen[m].append(args[0].detach())) for m in convolutions]
+    with torch.no_grad():
+        model.cell(model(x), model.inject(x))  # the last calls are those at the equilibrium
+    for hook in hooks:
+        hook.remove()
+    layers = {m: ConvLayer(m) for m in convolutions}
+    model.zero_grad()
+    model(x).sin().mean().backward()
+    for m, layer in layers.items():
+        gradient = [p.grad for p in layer.leaves]
+        expected = gauss_newton(layer, layer.metrics([(seen[m][-1],)], 10.0), gradient, 3)
+        for p, value in zip(layer.leaves, expected, strict=True):
+            name = next(n for n, q in model.named_parameters() if q is p)
+            torch.testing.assert_close(v[name], value, rtol=1e-5, atol=1e-9)
+
+
+def test_an_equilibrium_inside_another_is_refused():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.inner = nn.Linear(6, 6), DEQ(Cell(6), solver=TIGHT)
+
+        def forward(self, z, x):
+            return torch.tanh(0.3 * self.linear(z)) + 0.1 * self.inner(x)
+
+    model = nn.Sequential(DEQ(Nested()), nn.Linear(6, 2))
+    with proxprop(model), pytest.raises(RuntimeError, match="inside the map of another"):
+        model(torch.randn(3, 6)).sum().backward()
 
 
 class Noisy(Cell):
@@ -862,9 +905,6 @@ def test_models_that_it_can_not_take_are_refused():
     tied[1].weight = tied[0].weight
     with pytest.raises(ValueError, match="'0' and '1' share"):
         proxprop(tied)
-    nested = nn.Sequential(nn.Linear(6, 6), DEQ(Cell(), state_shape=(6,)))
-    with pytest.raises(ValueError, match="inside the cell"):
-        proxprop(nn.Sequential(DEQ(nested), nn.Linear(6, 2)))
     with pytest.raises(TypeError, match="taus"):
         proxprop(mlp(), taus=1)
     with pytest.raises(Unsupported, match="no layer"):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ...models import DEQ, ImplicitModel
+from ...models import Equilibrium, ImplicitModel
 from .layers import LAYERS, Layer, OutputLayer, StateLayer
 
 __all__ = ["Found", "find", "replay"]
@@ -21,15 +21,15 @@ class Found:
     """The layers of a model.
 
     Attributes:
-        direct: Those whose inputs are what their module is called with.
-        equilibria: Those of each ImplicitModel, whose inputs are its equilibrium and its input.
-        cells: Those in the cell of each DEQ, whose inputs are those at the equilibrium.
+        modules: Those that are modules, whose inputs are what these are called with.
+        models: Those of each ImplicitModel, whose inputs are its equilibrium and its input.
+        equilibria: The modules with an equilibrium inside, these models among them.
         names: What the module of a layer is called in the model.
     """
 
-    direct: dict[nn.Module, Layer]
-    equilibria: dict[ImplicitModel, list[Layer]]
-    cells: dict[DEQ, dict[nn.Module, Layer]]
+    modules: dict[nn.Module, Layer]
+    models: dict[ImplicitModel, list[Layer]]
+    equilibria: list[Equilibrium]
     names: dict[Layer, str]
 
     @property
@@ -43,33 +43,28 @@ def find(model: nn.Module, *, head: bool) -> Found:
 
     Raises:
         TypeError: If the model is not a module, or wrapped for several processes.
-        ValueError: If there is no layer, an equilibrium inside the cell of another, or a parameter in two layers.
+        ValueError: If there is no layer, or a parameter in two layers.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, not {model!r}")
-    found = Found(direct={}, equilibria={}, cells={}, names={})
-    inside: dict[nn.Module, DEQ] = {}
+    found = Found(modules={}, models={}, equilibria=[], names={})
     last: Layer | None = None
+    within: set[nn.Module] = set()
     for name, module in model.named_modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise TypeError("each rank has inputs of its own: proxprop takes the module inside DistributedDataParallel")
-        if isinstance(module, (DEQ, ImplicitModel)) and module in inside:
-            raise ValueError(f"{name} is an equilibrium inside the cell of another: proxprop can't tell its inputs")
+        if isinstance(module, Equilibrium):
+            found.equilibria.append(module)
+            last = None
+            within.update(module.modules())
         if isinstance(module, ImplicitModel):
             state, last = StateLayer(module), OutputLayer(module)
-            found.equilibria[module] = [state, last]
+            found.models[module] = [state, last]
             found.names.update({state: name, last: name})
-        elif isinstance(module, DEQ):
-            inside |= dict.fromkeys(module.cell.modules(), module)
-            found.cells[module] = {}
-            last = None
         elif kind := LAYERS.get(type_before_parametrizations(module)):
-            layer = kind(module)
+            found.modules[module] = layer = kind(module)
             found.names[layer] = name
-            if module in inside:
-                found.cells[inside[module]][module] = layer
-            else:
-                found.direct[module] = last = layer
+            last = last if module in within else layer
     _drop(found, [layer for layer in found.layers if not layer.leaves or (layer is last and not head)])
     _check(model, found, last)
     return found
@@ -78,11 +73,9 @@ def find(model: nn.Module, *, head: bool) -> Found:
 def _drop(found: Found, layers: list[Layer]) -> None:
     for layer in layers:
         found.names.pop(layer)
-        found.direct.pop(layer.module, None)
+        found.modules.pop(layer.module, None)
         if isinstance(layer.module, ImplicitModel):
-            found.equilibria[layer.module].remove(layer)
-        for cell in found.cells.values():
-            cell.pop(layer.module, None)
+            found.models[layer.module].remove(layer)
 
 
 def _check(model: nn.Module, found: Found, last: Layer | None) -> None:
@@ -100,22 +93,25 @@ def _check(model: nn.Module, found: Found, last: Layer | None) -> None:
             owner[leaf] = layer
 
 
-def replay(model: DEQ, layers: dict[nn.Module, Layer], z: Any, inputs: tuple[Any, ...]) -> dict[Layer, list[Tensor]]:
-    """The inputs of the layers when the cell is evaluated once at z; no buffer or random state changes."""
+def replay(call: Callable[[], Any], layers: dict[nn.Module, Layer], owner: nn.Module) -> dict[Layer, list[Tensor]]:
+    """The inputs of the layers in a call; no buffer of the owner and no random state changes."""
     seen: dict[Layer, list[Tensor]] = {layer: [] for layer in layers.values()}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen[layers[module]].append(layer_input(args, kwargs).detach())
 
     hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in layers]
-    buffers = {name: buffer.clone() for name, buffer in model.cell.named_buffers()}
-    devices = [p.device for p in model.cell.parameters() if p.device.type == "cuda"][:1]
+    buffers = [(buffer, buffer.clone()) for buffer in owner.buffers()]
+    devices = [p.device for p in owner.parameters() if p.device.type == "cuda"][:1]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
-            functional_call(model.cell, buffers, (z, *inputs))
+            call()
     finally:
         for hook in hooks:
             hook.remove()
+        for buffer, before in buffers:
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)
     return seen
 
 

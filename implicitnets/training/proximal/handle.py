@@ -152,7 +152,7 @@ class ProxPropHandle:
         arrived = {leaf for leaf in seen.before if leaf.grad is not None}
         layers = [layer for layer in self._found.layers if not arrived.isdisjoint(layer.leaves)]
         try:
-            inputs = seen.inputs(self._found, layers)
+            inputs = self._recorder.inputs(seen, layers)
             with torch.no_grad():
                 for layer in layers:
                     self._change(layer, inputs.get(layer, []))

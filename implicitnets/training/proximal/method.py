@@ -54,7 +54,8 @@ class ProxProp(Method):
         cg_steps: Steps of conjugate gradients.
         ema: Share of the past in a running average of SᵀS/n over the batches; 0 for that of the batch alone.
         head: Whether the last layer gets a proximal step too ("prox") or, as in the paper, its gradient ("explicit").
-            It is the last linear or convolution layer of the model, where no DEQ comes after it, or (C, D, c).
+            It is the last linear or convolution layer of the model that is not a part of an equilibrium, and has none
+            after it; of an ``ImplicitModel``, it is (C, D, c).
 
     Raises:
         ValueError: If an option is out of range, or method is "dual" with a running average.
@@ -89,8 +90,8 @@ class ProxProp(Method):
 
         Raises:
             TypeError: If model is not a module, or wrapped for several processes.
-            ValueError: If nothing in it gets a proximal step, two layers share a parameter, a DEQ has an equilibrium in
-                its cell, or ``method`` is "dual" or "primal" and a weight is parametrized.
+            ValueError: If nothing in it gets a proximal step, two layers share a parameter, or ``method`` is "dual" or
+                "primal" and a weight is parametrized.
         """
         return self._handle(model).attach()
 

@@ -13,7 +13,15 @@ from torch.nn.utils import parametrizations, parametrize
 
 import implicitnets as inn
 from implicitnets import training
-from implicitnets.models import DEQ, ConvDEQ, ImplicitModel, structures
+from implicitnets.models import (
+    DEQ,
+    ConvDEQ,
+    ImplicitModel,
+    IntervalMonotoneDEQ,
+    MonotoneDEQ,
+    NonEuclideanDEQ,
+    structures,
+)
 from implicitnets.solvers import Anderson, Dense, Picard
 from implicitnets.training import ProxProp, Unsupported, proxprop
 from implicitnets.training.proximal.gauss_newton import gauss_newton
@@ -472,6 +480,29 @@ class Affine(nn.Module):
 
     def forward(self, x, u):
         return self.m._parts("A").affine()(x[None], self.m._linear("B", u[None], self.m.b))[0]
+
+
+@pytest.mark.parametrize("model", [MonotoneDEQ, IntervalMonotoneDEQ, NonEuclideanDEQ], ids=lambda m: m.__name__)
+def test_the_parameters_behind_a_monotone_w_get_their_gauss_newton_step(model):
+    model, (x, y) = model(4, 6, backward=EXACT), data()
+    model.solver = type(model.solver)(rtol=1e-12, atol=1e-13, max_steps=3000)
+    g = grads(model, x, y)
+    with proxprop(model, tau=7.0, cg_steps=400) as handle:
+        v = grads(model, x, y)
+    assert handle.solves == 1
+    leaves = {name: p.detach() for name, p in model.named_parameters()}
+
+    def theta(*parts):
+        swapped = dict(zip(leaves, parts, strict=True))
+        with torch.nn.utils.stateless._reparametrize_module(model, swapped):
+            return torch.cat([model.W, model.U, model.b[:, None]], 1)
+
+    jacobian = torch.autograd.functional.jacobian(theta, tuple(leaves.values()))
+    flat = torch.cat([j.flatten(2) for j in jacobian], 2)
+    s = torch.cat([model(x).detach(), x, torch.ones(9, 1)], 1)
+    system = torch.eye(flat.shape[2]) + torch.einsum("mqk,qr,mrl->kl", flat, 7.0 * s.T @ s / 9, flat)
+    right, found = (torch.cat([t[k].flatten() for k in leaves]) for t in (g, v))
+    torch.testing.assert_close(found, torch.linalg.solve(system, right), rtol=1e-5, atol=1e-9)
 
 
 class Once(torch.autograd.Function):

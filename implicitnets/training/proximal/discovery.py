@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ...models import Equilibrium, ImplicitModel
-from .layers import LAYERS, Layer, OutputLayer, StateLayer
+from ...models import Equilibrium, ImplicitModel, UniqueEquilibrium
+from .layers import LAYERS, HiddenLayer, Layer, OutputLayer, StateLayer
 
 __all__ = ["Found", "find", "replay"]
 
@@ -22,13 +22,13 @@ class Found:
 
     Attributes:
         modules: Those that are modules, whose inputs are what these are called with.
-        models: Those of each ImplicitModel, whose inputs are its equilibrium and its input.
+        models: Those of each model z = φ(Wz + Uu + b), whose inputs are its equilibrium and its input.
         equilibria: The modules with an equilibrium inside, these models among them.
         names: What the module of a layer is called in the model.
     """
 
     modules: dict[nn.Module, Layer]
-    models: dict[ImplicitModel, list[Layer]]
+    models: dict[Equilibrium, list[Layer]]
     equilibria: list[Equilibrium]
     names: dict[Layer, str]
 
@@ -61,6 +61,10 @@ def find(model: nn.Module, *, head: bool) -> Found:
             state, last = StateLayer(module), OutputLayer(module)
             found.models[module] = [state, last]
             found.names.update({state: name, last: name})
+        elif isinstance(module, UniqueEquilibrium) and type(module).forward is UniqueEquilibrium.forward:
+            hidden = HiddenLayer(module)
+            found.models[module] = [hidden]
+            found.names[hidden] = name
         elif kind := LAYERS.get(type_before_parametrizations(module)):
             found.modules[module] = layer = kind(module)
             found.names[layer] = name
@@ -74,8 +78,9 @@ def _drop(found: Found, layers: list[Layer]) -> None:
     for layer in layers:
         found.names.pop(layer)
         found.modules.pop(layer.module, None)
-        if isinstance(layer.module, ImplicitModel):
-            found.models[layer.module].remove(layer)
+        for layers_of_model in found.models.values():
+            if layer in layers_of_model:
+                layers_of_model.remove(layer)
 
 
 def _check(model: nn.Module, found: Found, last: Layer | None) -> None:

@@ -4,87 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
-from torch.nn.utils import parametrize
 
-from ...models.matrices import Matrix, SparseMatrix
+from ...models import UniqueEquilibrium
 from .metric import Metric, working
+from .weights import HiddenWeights, Weight
 
-__all__ = ["LAYERS", "ConvLayer", "Layer", "LinearLayer", "OutputLayer", "StateLayer", "Weight"]
+__all__ = ["LAYERS", "ConvLayer", "HiddenLayer", "Layer", "LinearLayer", "OutputLayer", "StateLayer"]
 
 LARGE = 2**24
 """Patches of convolutions are summed up in portions of at most so many entries."""
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """A weight of a module: a parameter, or made of parameters by a parametrization or a structured matrix.
-
-    Attributes:
-        module: Whose it is.
-        name: The attribute.
-    """
-
-    module: nn.Module
-    name: str
-
-    @property
-    def shape(self) -> torch.Size:
-        """Its shape."""
-        value: Tensor = getattr(self.module, self.name)
-        return value.shape
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is a parameter itself."""
-        return self._maker is None
-
-    @property
-    def leaves(self) -> list[nn.Parameter]:
-        """The parameters that it is made of and that are trained."""
-        if self._maker is None:
-            value = getattr(self.module, self.name)
-            return [value] if isinstance(value, nn.Parameter) and value.requires_grad else []
-        return [p for p in self._maker.parameters() if p.requires_grad]
-
-    @property
-    def _maker(self) -> nn.Module | None:
-        """The module whose call gives the weight, if it is made."""
-        if parametrize.is_parametrized(self.module, self.name):
-            chain: nn.Module = self.module.parametrizations[self.name]  # type: ignore[index,assignment]
-            return chain
-        parts = self.module._modules.get(f"{self.name}_parts")
-        return _Dense(parts) if isinstance(parts, Matrix) else None
-
-    def value(self, leaves: Sequence[Tensor]) -> Tensor:
-        """The weight as a function of its leaves."""
-        maker = self._maker
-        if maker is None:
-            return leaves[0]
-        names = [name for name, p in maker.named_parameters() if p.requires_grad]
-        own = {name: buffer.clone() for name, buffer in maker.named_buffers()}  # which power iterations change
-        value: Tensor = functional_call(maker, {**own, **dict(zip(names, leaves, strict=True))}, ())
-        return value
-
-
-class _Dense(nn.Module):
-    """A structured matrix as a module that returns it."""
-
-    def __init__(self, parts: Matrix) -> None:
-        super().__init__()
-        self.parts = parts
-
-    def forward(self) -> Tensor:
-        if not isinstance(self.parts, SparseMatrix):
-            return self.parts.tensor()
-        values = self.parts.used()  # since the derivatives of sparse tensors have no derivatives
-        return values.new_zeros(self.parts.shape).index_put(tuple(self.parts.indices), values)
 
 
 class Layer(ABC):
@@ -209,6 +142,19 @@ class OutputLayer(StateLayer):
     """The output of an ImplicitModel: Θ = [C D c], of the same s."""
 
     names = ("C", "D", "c")
+
+
+class HiddenLayer(Layer):
+    """The state of a ``UniqueEquilibrium``: Θ = [W U b], made of its parameters as a whole, s = (z, u, 1)."""
+
+    def __init__(self, module: UniqueEquilibrium) -> None:
+        self.module = module
+        whole = HiddenWeights(module, "W")
+        self.weights = [whole] if whole.leaves else []
+
+    def pieces(self, *inputs: Tensor) -> list[dict[str, Tensor]]:  # noqa: D102
+        z, u = inputs
+        return [{"W": torch.cat([z, u, z.new_ones(len(z), int(self.module.b is not None))], 1)}]
 
 
 LAYERS: dict[type[nn.Module], type[Layer]] = {

@@ -31,7 +31,7 @@ class ProxProp(Method):
     In an implicit model S holds the inputs of the layer at the equilibrium, one row for each sample, and Δ is the
     cotangent that the model's ``backward`` finds: exact for ``Implicit()``, of one sweep for ``Unroll(steps=1)``.
     Of an ``ImplicitModel``, Θ = [A B b] has s = (x, u, 1). Linear and convolution layers and the parameters of
-    ``ImplicitModel`` get proximal steps; all other parameters keep their gradients.
+    ``ImplicitModel``, ``MonotoneDEQ`` and their like get proximal steps; all others keep their gradients.
 
     Parametrized weights Θ(θ) get v with (I + τ J* (· SᵀS/n) J) v = J* G, where J is the Jacobian of θ -> Θ, by
     conjugate gradients: a direction of descent after any number of steps.

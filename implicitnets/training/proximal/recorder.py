@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils.hooks import RemovableHandle
 
-from ...models import Equilibrium, ImplicitModel
+from ...models import Equilibrium
 from .discovery import Found, layer_input, replay
 from .layers import Layer
 
@@ -109,7 +109,7 @@ class Recorder:
     def _saw_model(
         self,
         layers: Sequence[Layer],
-        model: ImplicitModel,
+        model: Equilibrium,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         output: Tensor,
@@ -134,7 +134,7 @@ class Recorder:
             value = type(owner).equilibrium(owner, f, z0, *inputs)
         finally:
             self._solving -= 1
-        if not self._solving and not isinstance(owner, ImplicitModel) and owner.forward_solution is not None:
+        if not self._solving and owner not in self._found.models and owner.forward_solution is not None:
             plain = _pytree.tree_map_only(Tensor, torch.detach, inputs)
             call = (owner, f, owner.forward_solution.value, plain)
             for leaf in _pytree.tree_leaves(value):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -106,12 +106,17 @@ class Experiment:
         Raises:
             InvalidSetting: If the method can't train this model.
         """
-        loss = partial(cross_entropy, label_smoothing=self.label_smoothing)
         lr = self.learning_rate(1 / self.epochs)
+
+        def bound(method: Method) -> Trainer:
+            loss = partial(cross_entropy, label_smoothing=self.label_smoothing)
+            return method.trainer(model, loss, lr=lr, weight_decay=self.weight_decay)
+
         try:
-            return self.method.trainer(model, loss, lr=lr, weight_decay=self.weight_decay)
+            return bound(self.method)
         except Unsupported as error:
-            raise InvalidSetting("method", f"{self.method!r} can't train this model: {error}") from error
+            able = ", ".join(name for name, method in training.CLASSES.items() if _works(partial(bound, method())))
+            raise InvalidSetting("method", f"{self.method!r} can't train this model: {error}. {able} can") from error
 
     def learning_rate(self, progress: float) -> float:
         """The learning rate when ``progress`` (from 0 to 1) of the steps are done.
@@ -138,6 +143,14 @@ class Experiment:
         """
         values: dict[str, Any] = {k: _FROM_TEXT[k](v) if k in _FROM_TEXT else v for k, v in record.items()}
         return cls(**values)
+
+
+def _works(bind: Callable[[], object]) -> bool:
+    try:
+        bind()
+    except Unsupported:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

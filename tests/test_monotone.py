@@ -177,13 +177,13 @@ def test_the_lmi_of_the_lipschitz_bound_holds_whatever_the_parameters(outputs, g
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_no_attack_exceeds_the_lipschitz_bound(activation, outputs):
     """Trained for steepness, the network comes close to its bound, and never past it."""
-    gamma = 2.0
+    gamma, newton = 2.0, Newton(linear=Dense(), rtol=1e-9, atol=1e-11)
     torch.manual_seed(0)
-    model = LipschitzDEQ(3, 6, outputs, lipschitz=gamma, m=0.01, activation=activation, **HOW).double()
+    model = LipschitzDEQ(3, 6, outputs, lipschitz=gamma, m=0.01, activation=activation, solver=newton).double()
     ratios = steepest(model, 3, train=True)
-    assert ratios.max() <= gamma * (1 + 1e-9)
+    assert ratios.max() <= gamma * (1 + 1e-6)
     assert ratios[-1].max() > 0.95 * gamma
-    assert steepest(model, 3, steps=50).max() <= gamma * (1 + 1e-9)
+    assert steepest(model, 3, steps=50).max() <= gamma * (1 + 1e-6)
 
 
 def test_without_the_bound_more_weights_than_the_monotone_ones_are_well_posed():

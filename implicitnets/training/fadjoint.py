@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..backward import Implicit
 from ..solvers import Picard
 from .method import Loss, Method, Trainer, Unsupported
-from .stages import Dense, Layer, State, Trace, chain, pull, run
+from .stages import Dense, Layer, StageTrainer, State, Trace, chain, pull
 
 __all__ = ["FAdjoint", "FAdjointVariables", "FPropagation"]
 
@@ -102,7 +102,8 @@ class FAdjoint(Method):
     with the mean over the batch. With ``local``, the layers below see the new Wˡ, else the old one, which is gradient
     descent once the relaxation has converged. For an equilibrium, the F-adjoint equation X* = g + Wᵀ(σ′(Y) ⊙ X*) is
     the adjoint equation of implicit differentiation, and the relaxation is the damped Picard iteration on it, ended
-    where a relative residual of 1e-2 is reached. Its weights are those of one equation: they change after that.
+    where a relative residual of 1e-2 is reached: the trainer makes that the model's ``backward``. Its weights are those
+    of one equation, and change after that.
 
     Attributes:
         tau: Length of an Euler step, in (0, 1]; the papers' is 0.1, which takes five times as many.
@@ -141,11 +142,10 @@ class FAdjoint(Method):
         return _FAdjointTrainer(self, model, loss, lr=lr, weight_decay=weight_decay)
 
 
-class _FAdjointTrainer(Trainer):
+class _FAdjointTrainer(StageTrainer):
     def __init__(self, rule: FAdjoint, model: nn.Module, loss: Loss, *, lr: float, weight_decay: float) -> None:
-        super().__init__(model, lr)
-        self.rule, self.loss, self.weight_decay = rule, loss, weight_decay
-        self.stages = chain(model)
+        super().__init__(model, loss, lr=lr, weight_decay=weight_decay)
+        self.rule = rule
         for stage in self.stages:
             if isinstance(stage, State):
                 backward = stage.model.backward
@@ -153,18 +153,7 @@ class _FAdjointTrainer(Trainer):
                 relaxation = Picard(damping=1 - rule.tau, max_steps=rule.steps, rtol=1e-2)
                 stage.model.backward = replace(backward, solver=relaxation)
 
-    def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        traces = run(self.stages, inputs)
-        outputs = traces[-1].y.detach().requires_grad_()
-        loss = self.loss(outputs, targets)
-        if bool(loss.isfinite()):
-            d = torch.autograd.grad(loss, outputs)[0] * len(inputs)  # of each sample's own loss
-            for trace in reversed(traces):
-                d = self._learn(trace, d)
-        return loss.detach(), outputs.detach()
-
-    def _learn(self, trace: Trace, d: Tensor) -> Tensor:
-        """Change the weights of a stage; the cotangent of its input."""
+    def learn(self, trace: Trace, d: Tensor) -> Tensor:
         stage, rule = trace.stage, self.rule
         if not isinstance(stage, Layer):
             goal, changes = trace.pull(d)

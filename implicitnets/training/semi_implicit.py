@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .descent import minimize
 from .method import Loss, Method, Trainer
 from .proximal import Metric
-from .stages import Layer, Trace, chain, pull, run
+from .stages import Layer, StageTrainer, Trace, pull
 
 __all__ = ["SemiImplicit"]
 
@@ -64,23 +64,12 @@ class SemiImplicit(Method):
         return _SemiImplicitTrainer(self, model, loss, lr=lr, weight_decay=weight_decay)
 
 
-class _SemiImplicitTrainer(Trainer):
+class _SemiImplicitTrainer(StageTrainer):
     def __init__(self, rule: SemiImplicit, model: nn.Module, loss: Loss, *, lr: float, weight_decay: float) -> None:
-        super().__init__(model, lr)
-        self.rule, self.loss, self.weight_decay, self.stages = rule, loss, weight_decay, chain(model)
+        super().__init__(model, loss, lr=lr, weight_decay=weight_decay)
+        self.rule = rule
 
-    def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        traces = run(self.stages, inputs)
-        outputs = traces[-1].y.detach().requires_grad_()
-        loss = self.loss(outputs, targets)
-        if bool(loss.isfinite()):
-            d = torch.autograd.grad(loss, outputs)[0] * len(inputs)  # of each sample's own loss
-            for trace in reversed(traces):
-                d = self._learn(trace, d)
-        return loss.detach(), outputs.detach()
-
-    def _learn(self, trace: Trace, d: Tensor) -> Tensor:
-        """Step with the parameters of a stage; the cotangent of its input."""
+    def learn(self, trace: Trace, d: Tensor) -> Tensor:
         stage, x = trace.stage, trace.x
         below, _ = trace.pull(d)
         y_star = d * stage.slope(stage.affine(x)) if isinstance(stage, Layer) else d  # with the old weights

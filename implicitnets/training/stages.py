@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..backward import Implicit, Unroll
 from ..models import DEQ, Equilibrium, ImplicitModel
 from ..solvers import Picard
-from .method import Unsupported
+from .method import Loss, Trainer, Unsupported
 
-__all__ = ["Dense", "Layer", "Readout", "Stage", "State", "Trace", "chain", "pull", "run"]
+__all__ = ["Dense", "Layer", "Readout", "Stage", "StageTrainer", "State", "Trace", "chain", "pull", "run"]
 
 ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.Hardtanh, nn.SiLU, nn.GELU)
 
@@ -222,3 +222,25 @@ def run(stages: list[Stage], inputs: Tensor) -> list[Trace]:
         traces.append(Trace(stage, leaf, stage.output(leaf)))
         x = traces[-1].y
     return traces
+
+
+class StageTrainer(Trainer):
+    """Goes through the stages of a model from the last to the first, and changes each by what comes down to it."""
+
+    def __init__(self, model: nn.Module, loss: Loss, *, lr: float, weight_decay: float) -> None:
+        super().__init__(model, lr)
+        self.loss, self.weight_decay, self.stages = loss, weight_decay, chain(model)
+
+    def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        traces = run(self.stages, inputs)
+        outputs = traces[-1].y.detach().requires_grad_()
+        loss = self.loss(outputs, targets)
+        if bool(loss.isfinite()):
+            d = torch.autograd.grad(loss, outputs)[0] * len(inputs)  # of each sample's own loss
+            for trace in reversed(traces):
+                d = self.learn(trace, d)
+        return loss.detach(), outputs.detach()
+
+    @abstractmethod
+    def learn(self, trace: Trace, d: Tensor) -> Tensor:
+        """Change the parameters of a stage by the cotangent d of its output; the cotangent of its input."""

@@ -125,7 +125,7 @@ LEARNERS: dict[str, Learner] = {
     "LipschitzDEQ": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), LipschitzDEQ(size(shape), 80, 10, lipschitz=10.0)), few=0.82, all=0.94
     ),
-    "MonotoneConvDEQ": Learner(halved(lambda: MonotoneConvDEQ(1, 8), 8 * 14 * 14), few=0.84, all=0.95),
+    "MonotoneConvDEQ": Learner(halved(lambda: MonotoneConvDEQ(1, 8), 8 * 14 * 14), few=0.83, all=0.93),
     "MonotoneMultiTierDEQ": Learner(
         halved(lambda: MonotoneMultiTierDEQ(1, (4, 8), **SPLIT), 12 * 7 * 7, Together()), few=0.75, all=0.9
     ),

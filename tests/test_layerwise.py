@@ -16,7 +16,6 @@ from implicitnets.models import DEQ, ImplicitModel
 from implicitnets.solvers import Anderson, Dense
 from implicitnets.training import FAdjoint, FPropagation, SemiImplicit, Unsupported
 from implicitnets.training.descent import minimize
-from implicitnets.training.semi_implicit import ridge
 
 F64 = torch.float64
 TIGHT = {"rtol": 1e-12, "atol": 1e-14, "max_steps": 300}
@@ -144,13 +143,18 @@ def test_the_f_adjoint_of_an_equilibrium_is_damped_picard():
 # semi-implicit backpropagation
 
 
-@pytest.mark.parametrize("samples", [5, 40])
-def test_the_ridge_solution_is_that_of_stacked_least_squares(samples):
-    columns, d, tau = normal(samples, 9, dtype=F64), normal(samples, 4, dtype=F64, seed=2), 3.0
-    stacked = torch.cat((columns / samples**0.5, torch.eye(9, dtype=F64) / tau**0.5))
-    right = torch.cat((-d / samples**0.5, torch.zeros(9, 4, dtype=F64)))
-    wanted = torch.linalg.lstsq(stacked, right).solution.T
-    torch.testing.assert_close(-tau * ridge(d, columns, tau), wanted)
+@pytest.mark.parametrize("samples", [3, 40])
+def test_a_layer_without_activation_steps_to_the_solution_of_stacked_least_squares(samples):
+    layer, tau, lr = nn.Linear(4, 3).double(), 3.0, 0.7
+    inputs, goal = normal(samples, 4, dtype=F64), normal(samples, 3, dtype=F64, seed=2)
+    start = torch.cat((layer.weight.T, layer.bias[None])).detach()
+    columns = torch.cat((inputs, torch.ones(samples, 1, dtype=F64)), 1)
+    target = columns @ start - lr * 2 / 3 * (columns @ start - goal)  # by the error of each sample's mean square
+    stacked = torch.cat((columns / samples**0.5, torch.eye(5, dtype=F64) / tau**0.5))
+    right = torch.cat((target / samples**0.5, start / tau**0.5))
+    SemiImplicit(tau=tau).trainer(layer, mse_loss, lr=lr).step(inputs, goal)
+    wanted = torch.linalg.lstsq(stacked, right).solution
+    torch.testing.assert_close(torch.cat((layer.weight.T, layer.bias[None])).detach(), wanted)
 
 
 @MODELS

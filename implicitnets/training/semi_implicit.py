@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .descent import minimize
 from .method import Loss, Method, Trainer
+from .proximal import Metric
 from .stages import Layer, Trace, chain, pull, run
 
 __all__ = ["SemiImplicit"]
@@ -87,7 +88,8 @@ class _SemiImplicitTrainer(Trainer):
         change = self.lr * stage.pulled(d)
         columns = stage.columns(x.detach()) if isinstance(stage, Layer) and stage.activation is None else None
         if columns is not None:
-            _add(stage.parameters, -self.rule.tau * ridge(change, columns, self.rule.tau))
+            gradient = change.T @ columns / len(columns)
+            _add(stage.parameters, -self.rule.tau * Metric(self.rule.tau, rows=columns).solve(gradient))
         else:
             minimize(self._energy(trace, trace.y.detach() - change, before), stage.parameters, self.rule.inner_steps)
         with torch.no_grad():
@@ -104,18 +106,6 @@ class _SemiImplicitTrainer(Trainer):
             return (stage.local(x, y) - target).square().sum() / (2 * len(x)) + far / (2 * self.rule.tau)
 
         return energy
-
-
-def ridge(d: Tensor, columns: Tensor, tau: float) -> Tensor:
-    """G (I + tau SᵀS/n)⁻¹ with G = dᵀS/n and S the columns, shape (outputs, columns), by the smaller of two systems."""
-    n, size = columns.shape
-    if n <= size:
-        gram = columns @ columns.T * (tau / n)
-        gram.diagonal().add_(1)
-        return torch.cholesky_solve(d / n, torch.linalg.cholesky(gram)).T @ columns
-    gram = columns.T @ columns * (tau / n)
-    gram.diagonal().add_(1)
-    return torch.cholesky_solve(columns.T @ d / n, torch.linalg.cholesky(gram)).T
 
 
 @torch.no_grad()

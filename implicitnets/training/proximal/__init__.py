@@ -5,6 +5,7 @@ from __future__ import annotations
 from .constrained import Projection
 from .handle import ProxPropHandle
 from .method import ProxProp, proxprop
+from .metric import Metric
 from .sweep import Sweep
 
-__all__ = ["Projection", "ProxProp", "ProxPropHandle", "Sweep", "proxprop"]
+__all__ = ["Metric", "Projection", "ProxProp", "ProxPropHandle", "Sweep", "proxprop"]

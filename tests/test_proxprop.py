@@ -938,6 +938,8 @@ def test_models_that_it_can_not_take_are_refused():
         proxprop(tied)
     with pytest.raises(TypeError, match="taus"):
         proxprop(mlp(), taus=1)
+    with pytest.raises(ValueError, match="optimizer"):
+        ProxProp(optimizer="lion")
     with pytest.raises(Unsupported, match="no layer"):
         ProxProp().trainer(nn.LayerNorm(3), cross_entropy, lr=0.1)
 
@@ -945,6 +947,14 @@ def test_models_that_it_can_not_take_are_refused():
 def test_it_is_a_method_by_name():
     assert training.parse("proxprop") == ProxProp()
     assert training.parse("ProxProp(tau=3, method='cg')") == ProxProp(tau=3, method="cg")
+
+
+def test_a_trainer_takes_steps_along_the_directions():
+    model, (x, y) = deq(), data()
+    v, before = directions(model, x, y), {name: p.detach().clone() for name, p in model.named_parameters()}
+    ProxProp(optimizer="sgd").trainer(model, cross_entropy, lr=0.1).step(x, y)
+    for name, p in model.named_parameters():  # Nesterov's first step is along 1.9 of it
+        torch.testing.assert_close(before[name] - p.detach(), 0.19 * v[name])
 
 
 def test_a_trainer_leaves_no_hooks():

@@ -56,6 +56,7 @@ class ProxProp(Method):
         head: Whether the last layer gets a proximal step too ("prox") or, as in the paper, its gradient ("explicit").
             It is the last linear or convolution layer of the model that is not a part of an equilibrium, and has none
             after it; of an ``ImplicitModel``, it is (C, D, c).
+        optimizer: What a ``trainer`` takes its steps with: "adamw", or "sgd" with Nesterov's momentum of 0.9.
 
     Raises:
         ValueError: If an option is out of range, or method is "dual" with a running average.
@@ -66,6 +67,7 @@ class ProxProp(Method):
     cg_steps: int = 3
     ema: float = 0.0
     head: Literal["explicit", "prox"] = "explicit"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau < math.inf:
@@ -80,6 +82,8 @@ class ProxProp(Method):
             raise ValueError("ProxProp(method='dual', ema=...): an average has no rows: write method='auto'")
         if self.head not in ("explicit", "prox"):
             raise ValueError(f"ProxProp(head={self.head!r}): head must be 'explicit' or 'prox'")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"ProxProp(optimizer={self.optimizer!r}): optimizer must be 'adamw' or 'sgd'")
 
     def attach(self, model: nn.Module) -> ProxPropHandle:
         """From now on ``loss.backward()`` leaves V in ``.grad``, until the handle's ``remove()``.
@@ -127,19 +131,20 @@ class ProxProp(Method):
         return sweep(self.tau, self.head == "prox", model, loss, inputs, targets, lr)
 
     def trainer(self, model: nn.Module, loss: Loss, *, lr: float, weight_decay: float = 0.0) -> GradientTrainer:
-        """AdamW on the proximal directions; the model has hooks within a step only.
+        """An optimizer on the proximal directions; the model has hooks within a step only.
 
         Raises:
             Unsupported: If the model can't be attached to.
         """
         try:
-            return _Trainer(model, loss, lr=lr, weight_decay=weight_decay, handle=self._handle(model))
+            handle = self._handle(model)
         except ValueError as error:
             raise Unsupported(str(error)) from error
+        return _Trainer(model, loss, lr=lr, weight_decay=weight_decay, optimizer=self.optimizer, handle=handle)
 
 
 class _Trainer(GradientTrainer):
-    """AdamW on the directions of a handle."""
+    """An optimizer on the directions of a handle."""
 
     def __init__(self, model: nn.Module, loss: Loss, *, handle: ProxPropHandle, **options: Any) -> None:
         super().__init__(model, loss, **options)
@@ -159,8 +164,16 @@ class _Trainer(GradientTrainer):
         super().load_state_dict({k: v for k, v in state.items() if not k.startswith("average.")})
 
 
-def proxprop(model: nn.Module, **options: Any) -> ProxPropHandle:
-    """``ProxProp(**options).attach(model)``: from now on ``backward()`` leaves proximal directions in ``.grad``.
+def proxprop(
+    model: nn.Module,
+    *,
+    tau: float = 10.0,
+    method: Literal["auto", "dual", "primal", "cg"] = "auto",
+    cg_steps: int = 3,
+    ema: float = 0.0,
+    head: Literal["explicit", "prox"] = "explicit",
+) -> ProxPropHandle:
+    """``ProxProp(...).attach(model)``: from now on ``backward()`` leaves proximal directions in ``.grad``.
 
     Examples:
         >>> import torch
@@ -174,13 +187,17 @@ def proxprop(model: nn.Module, **options: Any) -> ProxPropHandle:
 
     Args:
         model: The model.
-        options: Of ``ProxProp``: tau, method, cg_steps, ema, head.
+        tau: τ, not negative; see ``ProxProp`` for this and what follows.
+        method: The form in which systems are solved.
+        cg_steps: Steps of conjugate gradients.
+        ema: Share of the past in a running average over the batches.
+        head: What the last layer gets.
 
     Returns:
         The handle, which removes the hooks by ``remove()`` or as a context manager.
 
     Raises:
-        TypeError: If an option does not exist, or the model is not a module.
+        TypeError: If the model is not a module, or wrapped for several processes.
         ValueError: As ``ProxProp`` and ``ProxProp.attach``.
     """
-    return ProxProp(**options).attach(model)
+    return ProxProp(tau=tau, method=method, cg_steps=cg_steps, ema=ema, head=head).attach(model)

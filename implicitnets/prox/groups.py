@@ -138,13 +138,13 @@ class Nuclear(Prox):
 
     def penalty(self, x: Tensor) -> Tensor:
         """The weighted sum of singular values."""
-        total: Tensor = torch.linalg.svdvals(x).sum()
-        return self.weight * total
+        total: Tensor = torch.linalg.svdvals(_wide(x)).sum()
+        return self.weight * total.to(x.dtype)
 
     def minimize(self, v: Tensor, step: Step) -> Tensor:
         """The minimizer."""
         if not isinstance(step, Tensor):
-            return _shrink_spectrum(v, step * self.weight)
+            return _shrink_spectrum(_wide(v), step * self.weight).to(v.dtype)
         # In float64, since rounding errors grow with the ratio of the steps.
         return self._iterate(v.double(), step.double().expand_as(v)).to(v)
 
@@ -176,6 +176,11 @@ class Nuclear(Prox):
             stacklevel=4,
         )
         return new
+
+
+def _wide(v: Tensor) -> Tensor:
+    """In float32 at least, which singular values need."""
+    return v.to(torch.promote_types(v.dtype, torch.float32))
 
 
 def _shrink_spectrum(v: Tensor, threshold: Step) -> Tensor:

@@ -3,8 +3,8 @@
     python benchmarks/sobolev.py
 
 - exact: ``torch.func.jvp`` of the model, and ``backward()`` through it: the derivative of a derivative;
-- augmented: (z, ż) with z = f(z, x), ż = ∂f/∂z ż + ∂f/∂x v as one fixed point, differentiated once, its map made of f
-  by ``torch.func.jvp``, as a library can;
+- augmented: (z, ż) with z = f(z, x), ż = ∂f/∂z ż + ∂f/∂x v as one fixed point, differentiated once: what
+  ``training.tangent`` does;
 - by hand: the same, its map written out for x = tanh(Ax + Bu + b).
 
 The loss is the sum of squares of the outputs and of their derivative along v, of a model at its initialization. Prints
@@ -19,6 +19,7 @@ import torch
 from measure import interleaved, single_thread, table
 
 import implicitnets as inn
+from implicitnets import training
 from implicitnets.models import ImplicitModel
 
 CASES = [(states, batch) for states in (20, 100, 400) for batch in (20, 100, 500)]
@@ -28,24 +29,24 @@ def exact(model, x, v):
     return torch.func.jvp(model, (x,), (v,))
 
 
-def by_jvp(matrix, state, bx, bv):
-    return torch.func.jvp(lambda z, bx: torch.tanh(z @ matrix + bx), (state[0], bx), (state[1], bv))
+def augmented(model, x, v):
+    y, (dot,) = training.tangent(model, x, [v])
+    return y, dot
 
 
-def by_hand(matrix, state, bx, bv):
-    z = torch.tanh(state[0] @ matrix + bx)
-    return z, (1 - z * z) * (state[1] @ matrix + bv)
+def by_hand(model, x, v):
+    matrix, bx, bv = model.A.T, x @ model.B.T + model.b, v @ model.B.T
 
+    def f(state, bx, bv):
+        z = torch.tanh(state[0] @ matrix + bx)
+        return z, (1 - z * z) * (state[1] @ matrix + bv)
 
-def augmented(f, model, x, v):
-    bx, bv = x @ model.B.T + model.b, v @ model.B.T
     start = (torch.zeros_like(bx), torch.zeros_like(bx))
-    strategies = {"solver": model.solver, "backward": model.backward}
-    z, dot = inn.fixed_point(partial(f, model.A.T), start, bx, bv, **strategies).value
+    z, dot = inn.fixed_point(f, start, bx, bv, solver=model.solver, backward=model.backward).value
     return z @ model.C.T + x @ model.D.T + model.c, dot @ model.C.T + v @ model.D.T
 
 
-WAYS = {"exact": exact, "augmented": partial(augmented, by_jvp), "by hand": partial(augmented, by_hand)}
+WAYS = {"exact": exact, "augmented": augmented, "by hand": by_hand}
 
 
 def gradient(way, model, x, v):

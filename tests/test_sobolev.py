@@ -9,9 +9,9 @@ from torch import nn
 from torch.autograd.functional import hessian, jacobian
 
 import implicitnets as inn
-from implicitnets.models import ImplicitModel
-from implicitnets.solvers import Anderson, Dense
-from implicitnets.training import Sobolev, sobolev_loss
+from implicitnets.models import ImplicitModel, MonotoneDEQ
+from implicitnets.solvers import Anderson, Dense, PeacemanRachford
+from implicitnets.training import Sobolev, sobolev_loss, tangent
 
 F64 = torch.float64
 TIGHT = {"rtol": 1e-12, "atol": 1e-14, "max_steps": 300}
@@ -93,28 +93,77 @@ def test_random_directions_give_the_full_loss_on_average():
     assert drawn != full
 
 
-def test_the_tangent_of_an_equilibrium_is_part_of_a_larger_one():
-    """(z, ż) solves z = f(z, x), ż = ∂f/∂z ż + ∂f/∂x v; differentiated implicitly it gives the same gradient."""
+class Cell(nn.Module):
+    """With a state of two parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(8, 3)
+        self.mix.weight.data.mul_(0.5)
+
+    def forward(self, z, x):
+        return torch.tanh(self.mix(torch.cat((z[0], z[1].flatten(1), x), 1))), 0.3 * z[0][:, :2, None]
+
+    def initial_state(self, x):
+        return x.new_zeros(len(x), 3), x.new_zeros(len(x), 2, 1)
+
+
+class First(nn.Module):
+    def forward(self, z):
+        return z[0]
+
+
+def sequence() -> nn.Module:
+    torch.manual_seed(0)
+    deq = inn.DEQ(Cell(), solver=Anderson(**TIGHT), backward=inn.Implicit(solver=Dense(**TIGHT)))
+    return nn.Sequential(deq, First(), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def kinked() -> nn.Module:
+    """The first unit is at its kink whatever the state: ∂f/∂z is what autograd takes there."""
+    model = ImplicitModel(3, 5, 2, solver=Anderson(**TIGHT), backward=inn.Implicit(solver=Dense(**TIGHT))).double()
+    model.parametrizations.A.original.data[0] = 0
+    model.B.data[0] = 0
+    return model
+
+
+def split() -> nn.Module:
+    torch.manual_seed(0)
+    tight = PeacemanRachford(**TIGHT)
+    return nn.Sequential(MonotoneDEQ(3, 5, solver=tight, backward=inn.Implicit(solver=tight)), nn.Linear(5, 2)).double()
+
+
+@pytest.mark.parametrize("make", [implicit, explicit, sequence, kinked, split])
+def test_a_tangent_is_the_directional_derivative_and_so_is_its_gradient(make):
+    model, (x, *_) = make(), data()
+    v = list(normal(2, 4, 3, dtype=F64, seed=7))
+    y, dots = tangent(model, x, v)
+    torch.testing.assert_close(y, model(x))
+    wanted = [torch.func.jvp(model, (x,), (w,))[1] for w in v]
+    parameters = list(model.parameters())
+    for got, exact in zip(dots, wanted, strict=True):
+        torch.testing.assert_close(got, exact)
+        for a, b in zip(
+            torch.autograd.grad(got.square().sum(), parameters, materialize_grads=True, retain_graph=True),
+            torch.autograd.grad(exact.square().sum(), parameters, materialize_grads=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+
+
+def test_a_tangent_that_the_larger_equilibrium_does_not_give_is_taken_otherwise():
     model, (x, *_) = implicit(), data()
-    v = normal(4, 3, dtype=F64, seed=7)
+    wanted = torch.func.jvp(model, (x,), (x,))[1]
+    model.solver = Anderson(rtol=1e-12, atol=1e-14, max_steps=3)  # too few for both
+    with pytest.warns(inn.ConvergenceWarning):
+        _, (dot,) = tangent(model, x, [x])
+    torch.testing.assert_close(dot, wanted, rtol=1e-1, atol=1e-1)
 
-    def augmented(state, x, v):
-        z, dot = state
-        pre, moved = z @ model.A.T + x @ model.B.T + model.b, dot @ model.A.T + v @ model.B.T
-        return torch.tanh(pre), (1 - torch.tanh(pre) ** 2) * moved
 
-    start = (torch.zeros(4, 5, dtype=F64), torch.zeros(4, 5, dtype=F64))
-    _, dot = inn.fixed_point(augmented, start, x, v, solver=model.solver, backward=model.backward).value
-    tangent = dot @ model.C.T + v @ model.D.T
-    _, other = torch.func.jvp(model, (x,), (v,))
-    torch.testing.assert_close(tangent, other)
-    weights = [model.parametrizations.A.original, model.B]
-    for a, b in zip(
-        torch.autograd.grad(tangent.square().sum(), weights),
-        torch.autograd.grad(other.square().sum(), weights),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+def test_a_tangent_leaves_the_model_as_it_was():
+    model, (x, *_) = implicit(), data()
+    tangent(model, x, [torch.zeros(4, 3, dtype=F64)])
+    assert "equilibrium" not in vars(model)
 
 
 def test_the_method_makes_outputs_flatter():

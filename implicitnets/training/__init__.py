@@ -13,6 +13,7 @@ from .optim import ProxAdam, ProxAdamW, ProxSGD, penalize
 from .proximal import Projection, ProxProp, ProxPropHandle, Sweep, proxprop
 from .semi_implicit import SemiImplicit
 from .sobolev import Sobolev, sobolev_loss
+from .tangent import tangent
 
 __all__ = [
     "Backprop",
@@ -38,6 +39,7 @@ __all__ = [
     "penalize",
     "proxprop",
     "sobolev_loss",
+    "tangent",
 ]
 
 CLASSES: dict[str, type[Method]] = {

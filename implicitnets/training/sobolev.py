@@ -11,10 +11,14 @@ from torch import Generator, Tensor, nn
 from torch.func import jvp, vmap
 
 from .method import GradientTrainer, Loss, Method
+from .tangent import tangent
 
 __all__ = ["Sobolev", "sobolev_loss"]
 
 Map = Callable[[Tensor], Tensor]
+
+FEW = 4
+"""Up to so many directions are made parts of one equilibrium, which holds a state for each."""
 
 
 def sobolev_loss(
@@ -32,10 +36,8 @@ def sobolev_loss(
 
     With ``directions``, the derivatives are compared along random directions v from the unit sphere: the first as
     <D(m − f), v>, the second as <<D²(m − f), v₁>, v₂> (Czarnecki et al. 2017, arXiv 1706.04859, section 2), times the
-    number of inputs for each, so that the expectation is the full loss. Differentiable to whatever m depends on, in an
-    implicit model by differentiating its equilibrium in forward mode, and that in reverse mode. (The equilibrium and
-    its tangent as one fixed point, differentiated once, take 0.4 to 0.9 of that time, ``benchmarks/sobolev.py``, but
-    its map jumps where f has kinks, and solvers may not converge there.)
+    number of inputs for each, so that the expectation is the full loss. Differentiable to whatever m depends on. First
+    derivatives of a model with equilibria are those of ``tangent``, where there are few directions.
 
     Args:
         model: m, from (batch, inputs) to (batch, outputs), each sample on its own.
@@ -90,6 +92,8 @@ def _directions(inputs: Tensor, count: int | None, generator: Generator | None) 
 
 def _along(model: Map, inputs: Tensor, v: Tensor) -> Tensor:
     """Dm(x) v for each v, shape (directions, batch, outputs)."""
+    if len(v) <= FEW:
+        return torch.stack(list(tangent(model, inputs, list(v))[1]))
     tangents: Tensor = vmap(lambda v: jvp(model, (inputs,), (v,))[1])(v)
     return tangents
 

@@ -7,6 +7,7 @@ import re
 from .. import values
 from .backprop import Backprop
 from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
+from .fenchel_young import FenchelYoung
 from .implicit_sgd import ImplicitSGD
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
 from .semi_implicit import SemiImplicit
@@ -17,6 +18,7 @@ __all__ = [
     "FAdjoint",
     "FAdjointVariables",
     "FPropagation",
+    "FenchelYoung",
     "GradientTrainer",
     "ImplicitSGD",
     "Loss",

@@ -9,12 +9,13 @@ from torch.nn.functional import cross_entropy
 
 from implicitnets import data, training
 from implicitnets.models import ImplicitModel
-from implicitnets.training import Backprop, FAdjoint, ImplicitSGD, Method, SemiImplicit, Sobolev
+from implicitnets.training import Backprop, FAdjoint, ImplicitSGD, Lifted, Method, SemiImplicit, Sobolev
 
 METHODS: dict[str, Method] = {
     "backprop": Backprop(),
     "f-adjoint": FAdjoint(),
     "implicit-sgd": ImplicitSGD(),
+    "lifted": Lifted(),
     "semi-implicit": SemiImplicit(),
     "sobolev": Sobolev(),
 }

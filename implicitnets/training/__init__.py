@@ -9,6 +9,7 @@ from .backprop import Backprop
 from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
 from .fenchel_young import FenchelYoung
 from .implicit_sgd import ImplicitSGD
+from .lifted import Lifted, LiftedEnergy
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
 from .semi_implicit import SemiImplicit
 from .sobolev import Sobolev, sobolev_loss
@@ -21,6 +22,8 @@ __all__ = [
     "FenchelYoung",
     "GradientTrainer",
     "ImplicitSGD",
+    "Lifted",
+    "LiftedEnergy",
     "Loss",
     "Method",
     "SemiImplicit",
@@ -32,7 +35,7 @@ __all__ = [
 ]
 
 CLASSES: dict[str, type[Method]] = {
-    cls.__name__: cls for cls in (Backprop, FAdjoint, ImplicitSGD, SemiImplicit, Sobolev)
+    cls.__name__: cls for cls in (Backprop, FAdjoint, ImplicitSGD, Lifted, SemiImplicit, Sobolev)
 }
 """All methods by name."""
 

@@ -135,7 +135,8 @@ class FenchelYoung:
 
     def apply(self, h: Tensor) -> Tensor:
         """φ(h), the x where F is 0."""
-        return as_activation(self.activation)(h)
+        x: Tensor = as_activation(self.activation)(h)
+        return x
 
     def spread(self, values: Tensor) -> Tensor:
         """One value per unit as one per state."""
@@ -152,7 +153,8 @@ class FenchelYoung:
         return PAIRS[self.activation]
 
     def _groups(self, z: Tensor) -> Tensor:
-        return z.unflatten(-1, (-1, self.size))
+        groups: Tensor = z.unflatten(-1, (-1, self.size))
+        return groups
 
     def _per_unit(self, z: Tensor) -> Tensor:
         return z if self.size == 1 else self._groups(z).sum(-1)

@@ -23,7 +23,8 @@ from torch.nn.functional import cross_entropy
 
 import implicitnets as inn
 from implicitnets import data
-from implicitnets.models import ImplicitModel
+from implicitnets.models import ImplicitModel, MonotoneDEQ
+from implicitnets.solvers import PeacemanRachford
 
 OUT = Path(__file__).parent / "results" / "accuracy.json"
 
@@ -53,10 +54,20 @@ class Case:
     recipe: Recipe
 
 
+FAST = PeacemanRachford(rtol=1e-2, max_steps=200)  # what Winston and Kolter train with
+
+
+def monotone(features, states=100):
+    deq = MonotoneDEQ(features, states, solver=FAST, backward=inn.Implicit(solver=FAST))
+    return nn.Sequential(deq, nn.Linear(states, 10))
+
+
 GENTLE = Recipe(epochs=20, lr=3e-3, weight_decay=0.1, label_smoothing=0.0)
 CASES = [
     Case("ImplicitModel, 100 states", "mnist", lambda n: ImplicitModel(n, 100, 10), 0.975, Recipe(epochs=10)),
     Case("ImplicitModel, 100 states", "fashion-mnist", lambda n: ImplicitModel(n, 100, 10), 0.88, GENTLE),
+    Case("MonotoneDEQ, 100 states", "mnist", monotone, 0.98, Recipe(epochs=10, lr=3e-3)),
+    Case("MonotoneDEQ, 100 states", "fashion-mnist", monotone, 0.88, GENTLE),
 ]
 
 

@@ -1,6 +1,6 @@
 """Deep equilibrium and implicit models: solve z = f(z), differentiate it, train and analyze what is built on it."""
 
-from . import activations, analysis, backward, constraints, models, nonsmooth, solvers, training
+from . import activations, analysis, backward, constraints, models, nonsmooth, prox, solvers, training
 from .backward import Backward, Implicit, Unroll
 from .fixed_point import fixed_point
 from .models import DEQ
@@ -23,6 +23,7 @@ __all__ = [
     "fixed_point",
     "models",
     "nonsmooth",
+    "prox",
     "solvers",
     "training",
 ]

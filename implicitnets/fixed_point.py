@@ -32,7 +32,7 @@ def fixed_point(
     closes over. f should treat each sample on its own. An input whose first axis is the batch belongs to the samples
     one by one: it is cut when finished samples are dropped from the batch, which f's closure can't be.
 
-    Example:
+    Examples:
         >>> import torch, implicitnets as inn
         >>> a = torch.tensor([[0.5], [0.25]], dtype=torch.float64, requires_grad=True)
         >>> tight = {"solver": inn.solvers.Anderson(rtol=1e-8), "backward": inn.Implicit(solver=inn.solvers.Dense())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["solve_dense"]
+__all__ = ["inverse", "invert_definite", "solve_dense"]
 
 SAFE = 64
 """Batched LU is used up to this size only: beyond about 150, the CPU build of torch 2.13 hangs or returns wrong
@@ -32,3 +32,26 @@ def solve_dense(matrix: Tensor, right: Tensor) -> Tensor:
         if bool(torch.isfinite(matrix[i]).all() & torch.isfinite(right[i]).all()):
             x[i] = torch.linalg.lstsq(matrix[i].cpu(), right[i, :, None].cpu(), driver="gelsd")[0][:, 0]
     return x
+
+
+def invert_definite(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverses of symmetric matrices ``(..., n, n)``, and which are positive definite up to rounding, ``(...,)``.
+
+    Differentiable. By Cholesky's factorization, which the CPU build does one by one, and rightly. Where a matrix is not
+    positive definite its inverse means nothing.
+    """
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    if not matrix.shape[-1]:
+        return matrix, info == 0
+    pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square()
+    definite = pivots.amin(-1) > torch.finfo(matrix.dtype).eps * matrix.shape[-1] * pivots.amax(-1)
+    return torch.cholesky_solve(eye, factor), (info == 0) & definite
+
+
+def inverse(matrices: Tensor) -> Tensor:
+    """The inverses of regular matrices ``(batch, n, n)``: small ones in a batch, others one by one on the CPU."""
+    if matrices.shape[-1] <= SAFE or matrices.device.type != "cpu":
+        whole: Tensor = torch.linalg.inv(matrices)
+        return whole
+    return torch.stack([torch.linalg.inv(matrix) for matrix in matrices])

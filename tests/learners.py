@@ -6,13 +6,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from implicitnets import images
+from implicitnets import Implicit, images
 from implicitnets.activations import Blocks, MaxPool
 from implicitnets.constraints import BlockNorm
-from implicitnets.models import DEQ, ImplicitModel, from_sequential
+from implicitnets.models import (
+    DEQ,
+    ConvDEQ,
+    DenseCell,
+    DEQTransformer,
+    ImplicitModel,
+    IntervalMonotoneDEQ,
+    LipschitzDEQ,
+    MonotoneConvDEQ,
+    MonotoneDEQ,
+    MonotoneMultiTierDEQ,
+    MultiscaleDEQ,
+    NonEuclideanDEQ,
+    SparseCoding,
+    from_sequential,
+)
 from implicitnets.models.structures import LowRank, Sparse, Triangular
+from implicitnets.solvers import PeacemanRachford
 
 needs_images = pytest.mark.skipif(
     not (images.root_folder() / "MNIST").is_dir(),
@@ -58,11 +75,60 @@ def convolutional(shape: tuple[int, int, int]) -> nn.Module:
     return nn.Sequential(nn.Flatten(), from_sequential(network, shape))
 
 
+class Pool(nn.Module):
+    """States of several resolutions to one vector, each averaged over the quarters of the image."""
+
+    def forward(self, states: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([nn.functional.adaptive_avg_pool2d(z, 2).flatten(1) for z in states], 1)
+
+
+def stem(channels: int, to: int) -> nn.Sequential:
+    """A fourth of the resolution, so that the tests are quick."""
+    return nn.Sequential(nn.Conv2d(channels, to, 5, stride=4, padding=2), nn.ReLU())
+
+
+def head(*layers: nn.Module, features: int) -> nn.Sequential:
+    """What reads a state off: normalized, so that the loss does not ask for larger states."""
+    return nn.Sequential(*layers, nn.Flatten(), nn.LayerNorm(features), nn.Linear(features, 10))
+
+
 def size(shape: tuple[int, int, int]) -> int:
     return shape[0] * shape[1] * shape[2]
 
 
+SPLIT = {
+    "solver": PeacemanRachford(rtol=1e-2, max_steps=200),
+    "backward": Implicit(solver=PeacemanRachford(rtol=1e-2, max_steps=200)),
+}
+
+
+class Together(nn.Module):
+    """Two tiers as channels of the coarser one."""
+
+    def forward(self, tiers):
+        return torch.cat((nn.functional.avg_pool2d(tiers[0], 2), tiers[1]), 1)
+
+
+def dense(kind, **how):
+    return lambda shape: nn.Sequential(nn.Flatten(), kind(size(shape), 80, **how), nn.Linear(80, 10))
+
+
+def halved(model, features, *between):
+    """A convolutional model on images of half the size."""
+    return lambda shape: nn.Sequential(nn.AvgPool2d(2), model(), *between, nn.Flatten(), nn.Linear(features, 10))
+
+
 LEARNERS: dict[str, Learner] = {
+    "MonotoneDEQ": Learner(dense(MonotoneDEQ), few=0.83, all=0.95),
+    "IntervalMonotoneDEQ": Learner(dense(IntervalMonotoneDEQ), few=0.83, all=0.95),
+    "NonEuclideanDEQ": Learner(dense(NonEuclideanDEQ), few=0.83, all=0.95),
+    "LipschitzDEQ": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), LipschitzDEQ(size(shape), 80, 10, lipschitz=10.0)), few=0.82, all=0.94
+    ),
+    "MonotoneConvDEQ": Learner(halved(lambda: MonotoneConvDEQ(1, 8), 8 * 14 * 14), few=0.84, all=0.95),
+    "MonotoneMultiTierDEQ": Learner(
+        halved(lambda: MonotoneMultiTierDEQ(1, (4, 8), **SPLIT), 12 * 7 * 7, Together()), few=0.75, all=0.9
+    ),
     "DEQ": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), DEQ(Cell(size(shape), 80), state_shape=(80,)), nn.Linear(80, 10)),
         few=0.84,
@@ -98,5 +164,37 @@ LEARNERS: dict[str, Learner] = {
     "ImplicitModel": Learner(
         lambda shape: nn.Sequential(nn.Flatten(), ImplicitModel(size(shape), 80, 10)), few=0.84, all=0.95
     ),
+    "SparseCoding": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), SparseCoding(size(shape), 100, penalty=0.5), nn.Linear(100, 10)),
+        few=0.84,
+        all=0.95,
+        lr=5e-2,
+    ),
     "from_sequential": Learner(convolutional, few=0.85, all=0.96, lr=2e-2),
+    "DenseCell": Learner(
+        lambda shape: nn.Sequential(nn.Flatten(), nn.Linear(size(shape), 80), DEQ(DenseCell(80)), nn.Linear(80, 10)),
+        few=0.83,
+        all=0.95,
+    ),
+    "ConvDEQ": Learner(
+        lambda shape: nn.Sequential(stem(shape[0], 8), ConvDEQ(8, 16), head(nn.AdaptiveAvgPool2d(4), features=256)),
+        few=0.84,
+        all=0.97,
+    ),
+    "MultiscaleDEQ": Learner(
+        lambda shape: nn.Sequential(stem(shape[0], 8), MultiscaleDEQ(8, (8, 16)), head(Pool(), features=96)),
+        few=0.72,
+        all=0.96,
+    ),
+    "DEQTransformer": Learner(  # on the rows of the image
+        lambda shape: nn.Sequential(
+            nn.Flatten(1, 2),
+            nn.Linear(shape[2], 32),
+            DEQTransformer(32, 4, causal=False),
+            head(features=shape[0] * shape[1] * 32),
+        ),
+        few=0.76,
+        all=0.9,
+        lr=3e-3,
+    ),
 }

@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 260
 
 FLOORS = [
-    {"solution", "norms", "pytree", "values", "linalg"},
+    {"solution", "norms", "pytree", "values", "linalg", "balls"},
     {"nonsmooth", "activations"},
     {"solvers", "prox", "constraints"},
     {"backward"},

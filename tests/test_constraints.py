@@ -215,7 +215,7 @@ def test_a_guarantee_that_does_not_hold_is_refused(text, constraint, activation)
         (BlockNorm(), LayerNorm(size=3)),
         (BlockNorm(), "gelu"),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", repr(value)),
 )
 def test_a_guarantee_that_holds_is_kept(constraint, activation):
     """The iterations from far starts come together, however large the free weights are."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from implicitnets import storage
-from implicitnets.activations import LayerNorm, Product, Softmax
+from implicitnets.activations import Blocks, LayerNorm, Product, Softmax
 from implicitnets.models import ImplicitModel, from_sequential, to_layers
 from implicitnets.solvers import Picard
 
@@ -76,8 +76,9 @@ def test_outputs_and_input_gradients_are_the_networks(name, dtype, tolerance):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_layers_of_the_model_are_the_network(name):
     network, shape = build(name)
-    back = to_layers(from_sequential(network, shape))
-    x = inputs(shape)
+    model, state = from_sequential(network, shape), torch.get_rng_state()
+    back, x = to_layers(model), inputs(shape)
+    assert torch.equal(torch.get_rng_state(), state)
     assert distance(back(x.flatten(1)), network(x)) <= 1e-12
 
 
@@ -319,6 +320,35 @@ def test_random_networks(drawn):
     assert distance(to_layers(model)(x.flatten(1)), network(x)) <= 1e-12
 
 
+STEPS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "linear": lambda n, x, y: n.a(x),
+    "relu": lambda n, x, y: x.relu(),
+    "tanh": lambda n, x, y: torch.tanh(x),
+    "relu_": lambda n, x, y: torch.relu_(x + 0.1),
+    "add": lambda n, x, y: x + y,
+    "subtract": lambda n, x, y: torch.sub(x, y, alpha=0.3),
+    "maximum": lambda n, x, y: torch.maximum(x, y),
+    "gate": lambda n, x, y: x * y.sigmoid(),
+    "join": lambda n, x, y: n.c(torch.cat([x, y], 1)),
+    "swap": lambda n, x, y: torch.cat([y[:, 2:], x.flip(1)[:, :2]], 1) * n.a.bias,
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 99), st.integers(0, 99)), max_size=12))
+def test_random_graphs(program):
+    def forward(n: Any, x: Tensor) -> Tensor:
+        made = [x, n.a(x)]
+        for step, i, j in program:
+            made.append(STEPS[step](n, made[i % len(made)], made[j % len(made)]))
+        return torch.cat(made[-2:], 1)
+
+    torch.manual_seed(0)
+    network = Net(forward, a=nn.Linear(4, 4), c=nn.Linear(8, 4))
+    model, x = same(network, (4,)), inputs((4,))
+    assert distance(to_layers(model)(x), network(x)) <= 1e-12
+
+
 # sparsity
 
 
@@ -343,6 +373,22 @@ def test_a_trunk_that_many_layers_read_is_computed_once():
 def test_layers_without_an_activation_between_are_one():
     model = same(nn.Sequential(nn.Linear(50, 30), nn.Linear(30, 4), nn.ReLU(), nn.Linear(4, 2)), (50,))
     assert model.states == 4
+
+
+def test_layers_that_narrow_and_widen_stay_two():
+    model = same(nn.Sequential(nn.Linear(50, 2), nn.Linear(2, 40), nn.ReLU()), (50,))
+    assert (model.structure.sizes, model.B._nnz(), model.A._nnz()) == ((40, 2), 50 * 2, 2 * 40)
+
+
+def test_what_overlapping_windows_share_is_computed_once():
+    model = same(nn.Sequential(nn.Conv2d(1, 4, 5), nn.MaxPool2d(3, 1)), (1, 12, 12))
+    assert (model.B._nnz(), model.A._nnz()) == (4 * 8 * 8 * 25, 4 * 6 * 6 * 9)
+
+
+def test_factors_that_are_repeated_are_computed_once():
+    outer = Net(lambda n, x: n.a(x)[:, :, None] * n.b(x)[:, None, :], a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    model = same(outer, (4,))
+    assert (model.structure.sizes, model.B._nnz(), model.A._nnz()) == ((16, 4, 4), 2 * 16, 2 * 16)
 
 
 def test_zeros_of_the_network_are_no_entries():
@@ -456,6 +502,22 @@ def test_states_in_any_order_are_put_in_layers(activation):
     torch.testing.assert_close(back(x), shuffled(x), rtol=1e-3, atol=1e-3)  # which iterates
     if activation == "relu":
         torch.testing.assert_close(back(x), network(x))
+
+
+def test_states_of_a_layer_are_sorted_by_activation():
+    phi = Blocks(("relu", 1), ("tanh", 1), ("relu", 1), ("tanh", 1))
+    weights = (torch.zeros(4, 4), torch.eye(4), torch.eye(4)[[2, 0, 3, 1]], torch.zeros(4, 4))
+    model, x = ImplicitModel.from_matrices(*weights, activation=phi), inputs((4,), dtype=torch.float32)
+    back = to_layers(model)
+    assert back[1].activation == Blocks(("relu", 2), ("tanh", 2))
+    torch.testing.assert_close(back(x), model(x))
+
+
+def test_an_entry_that_is_zero_is_no_dependence():
+    A = torch.sparse_coo_tensor([[0, 1], [1, 0]], [0.5, 0.0], check_invariants=True)
+    model = ImplicitModel.from_matrices(A, torch.eye(2), torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2))
+    x = torch.tensor([[1.0, 3.0]])  # x₂ = relu(u₂), x₁ = relu(x₂ / 2 + u₁)
+    assert to_layers(model)(x).item() == 2.5
 
 
 def test_a_cycle_is_refused_and_named():

@@ -20,6 +20,7 @@ from implicitnets.models import ImplicitModel, from_config, structures
 from implicitnets.models.sparse import Pattern, draw_indices, sparse_product
 from implicitnets.models.structures import BlockDiagonal, Full, LowRank, Sparse, Triangular
 from implicitnets.solvers import Anderson, Dense, Picard
+from implicitnets.training.stages import chain
 
 F64 = torch.float64
 TIGHT: dict[str, Any] = {"rtol": 1e-13, "atol": 1e-14, "max_steps": 500}
@@ -289,6 +290,7 @@ def test_given_matrices_can_be_constrained_if_they_satisfy_the_constraint():
             lambda g: {"A": torch.ones_like(g["A"]).tril(-1), "sizes": (3, 4)},
         ),
         (ValueError, "row 0, column 0", lambda g: {"A": torch.ones_like(g["A"]).to_sparse(), "sizes": (3, 4)}),
+        (ValueError, "row 0, column 2", lambda g: {"A": torch.eye(11, 7, dtype=F64).roll(2, 1), "sizes": (3, 4)}),
         (ValueError, "add up to the 7 states", lambda g: {"sizes": (3, 3)}),
         (ValueError, "B has shape .*must be", lambda g: {"B": g["B"][:5]}),
         (ValueError, "D has shape", lambda g: {"D": g["D"].T}),
@@ -371,6 +373,34 @@ def test_a_pattern_is_drawn_evenly_among_the_places_there_are():
         seen[i[0], i[1]] += 1
     assert torch.allclose(seen[seen > 0] / 600, torch.tensor(3 / 7), atol=0.08)
     assert int((seen > 0).sum()) == 7
+
+
+@pytest.mark.parametrize("structure", [LowRank(rank=2), BlockDiagonal(sizes=(2, 4)), Sparse(nonzeros=12), Full()])
+def test_a_structured_model_computes_in_low_precision_under_autocast(structure):
+    model, u = ImplicitModel(3, 6, 2, structure=structure, nonzeros={"B": 9}), torch.randn(4, 3)
+    wanted = model(u)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(u)
+    assert torch.allclose(y.float(), wanted, atol=0.05)
+    y.float().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("structure", [LowRank(rank=2), Sparse(nonzeros=12), Full()])
+def test_the_stages_of_training_have_all_parameters(structure):
+    model = ImplicitModel(3, 6, 2, structure=structure, nonzeros={"C": 9})
+    owned = [p for stage in chain(model) for p in stage.parameters]
+    assert {id(p) for p in owned} == {id(p) for p in model.parameters()}
+    assert len(owned) == len(list(model.parameters()))
+
+
+def test_the_slopes_of_blocks_are_known_to_the_analysis():
+    model = ImplicitModel(3, 6, 2, activation=Blocks(("tanh", 2), ("elu", 4)), structure=Sparse(nonzeros=12))
+    assert inn.analysis.invertibility(model).verdict == "proved"
+    with pytest.raises(ValueError, match="pass slopes="):
+        inn.analysis.invertibility(ImplicitModel(3, 6, 2, activation=Softmax(size=2)))
+    with pytest.raises(TypeError, match=r"shape \(12, 6\)"):
+        inn.analysis.invertibility(ImplicitModel(3, 6, 2, activation=MaxPool(size=2)))
 
 
 def test_the_pattern_of_a_model_is_moved_with_it():

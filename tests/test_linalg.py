@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from implicitnets.linalg import solve_dense
+from implicitnets.linalg import invert_definite, solve_dense
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -29,7 +29,7 @@ def test_is_right_after_the_number_of_threads_was_set():
     script = """
 import torch
 torch.set_num_threads(2)
-from implicitnets.linalg import solve_dense
+from implicitnets.linalg import invert_definite, solve_dense
 matrix = torch.randn(4, 200, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 x = torch.randn(4, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 found = solve_dense(matrix, torch.linalg.vecdot(matrix, x[:, None]))
@@ -61,3 +61,14 @@ def test_what_is_not_finite_stays_so_and_nothing_is_solved_for_no_one():
     assert found[1].isnan().any()
     assert solve_dense(torch.zeros(0, 3, 3), torch.zeros(0, 3)).shape == (0, 3)
     assert solve_dense(torch.zeros(2, 0, 0), torch.zeros(2, 0)).shape == (2, 0)
+
+
+def test_definite_matrices_are_inverted_and_told_from_others():
+    root = torch.randn(5, 200, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = root @ root.mT + torch.eye(200)
+    matrix[1] = -matrix[1]
+    matrix[2] = root[2, :, :50] @ root[2, :, :50].T  # singular
+    inverse, definite = invert_definite(matrix)
+    assert definite.tolist() == [True, False, False, True, True]
+    assert np.allclose(inverse[definite].numpy(), np.linalg.inv(matrix[definite].numpy()), rtol=1e-6, atol=1e-8)
+    assert bool(invert_definite(torch.zeros(0, 0))[1])

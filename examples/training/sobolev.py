@@ -39,7 +39,7 @@ FUNCTIONS = {
 }
 WAYS = {"values": None, "values and gradients": "all", "along a direction": 1}
 COLORS = dict(zip(WAYS, (BLUE, ORANGE, GREEN), strict=True))
-FULL = {"points": [20, 100], "steps": 2000, "seeds": 3}
+FULL = {"points": [20, 100], "steps": 1000, "seeds": 3}
 QUICK = {"points": [20], "steps": 20, "seeds": 1}
 
 

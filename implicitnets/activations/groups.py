@@ -181,6 +181,10 @@ class Product(Grouped):
     def shape(self) -> tuple[int, int]:  # noqa: D102
         return self.size, 1
 
+    @property
+    def homogeneous(self) -> bool:  # noqa: D102
+        return self.size == 1
+
     def _of_groups(self, z: Tensor) -> Tensor:
         return z.prod(-1, keepdim=True)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..activations import as_activation
 from ..models import ImplicitModel
 from .criteria import Array
 from .ladder import Invertibility, decide, undecided
@@ -63,7 +64,7 @@ def invertibility(
     monotonicity, Lyapunov diagonal stability, and the P-property, which is exact: by recursion up to 20 free slopes, by
     mixed-integer programs above that.
 
-    Example:
+    Examples:
         >>> answer = invertibility(torch.diag(torch.tensor([2.0, 0.5])))
         >>> answer.verdict, answer.witness.slopes.tolist()
         ('refuted', [0.5, 0.0])
@@ -120,7 +121,8 @@ def _at_inputs(
 def _weights(model: ImplicitModel | Tensor) -> Array:
     weights = model.A if isinstance(model, ImplicitModel) else model
     if not isinstance(weights, Tensor) or weights.dim() != 2 or weights.shape[0] != weights.shape[1]:
-        raise TypeError(f"model must be an ImplicitModel or a square matrix, not {type(model).__name__}")
+        kind = f"one of shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(model).__name__
+        raise TypeError(f"model must be an ImplicitModel with a square matrix A, or a square matrix, not {kind}")
     array: Array = weights.detach().to_dense().double().cpu().numpy()
     if not np.isfinite(array).all():
         raise ValueError("the weights are not finite")
@@ -136,6 +138,8 @@ def _name(model: ImplicitModel) -> str:
 def _global_slopes(model: ImplicitModel | Tensor) -> Slopes:
     if not isinstance(model, ImplicitModel):
         return 0.0, 1.0
+    if not isinstance(model.activation, str) and (slopes := as_activation(model.activation).slopes()) is not None:
+        return slopes
     everywhere = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64)
     return activation_slopes(_name(model), everywhere[0], everywhere[1])
 

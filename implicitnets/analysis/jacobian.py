@@ -71,7 +71,7 @@ def jacobian_frobenius(
     and Kolter (2021, "Stabilizing equilibrium models by Jacobian regularization"); its gradient reaches what f
     depends on and, through z, what z depends on.
 
-    Example:
+    Examples:
         >>> cell = torch.nn.Linear(4, 4).double()
         >>> z = torch.zeros(2, 4, dtype=torch.float64)
         >>> estimate = jacobian_frobenius(cell, z, probes=10_000).mean()
@@ -108,7 +108,7 @@ def spectral_norm(
     by (σ₂/σ₁)² a step; where σ₁ and σ₂ almost agree it is small all the same. The gradient is uᵀ(dJ)v, that of
     ‖J‖₂ where u and v have converged. Only this last product is recorded: memory does not grow with ``iterations``.
 
-    Example:
+    Examples:
         >>> w = torch.diag(torch.tensor([3.0, 1.0]))
         >>> spectral_norm(lambda z: z @ w, torch.ones(1, 2))
         tensor([3.])

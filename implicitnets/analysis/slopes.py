@@ -39,7 +39,7 @@ EVEN: dict[str, tuple[Slope, Slope]] = {
 def activation_slopes(activation: str, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The least and the largest slope of an activation on each interval [low, high], Clarke's at a kink.
 
-    Example:
+    Examples:
         >>> u = torch.tensor([-1.0, 0.0, 1.0])
         >>> activation_slopes("relu", u, u)
         (tensor([0., 0., 1.]), tensor([0., 1., 1.]))

@@ -42,7 +42,7 @@ def spectral_radius(f: Callable[..., Any], z: Any, *inputs: Any, **options: Any)
     Right for complex and non-normal spectra, where power iteration is not. ``dominant_eigenvalue`` takes the same
     arguments, and tells how accurate the result is.
 
-    Example:
+    Examples:
         >>> turn = torch.tensor([[0.0, -0.5], [0.5, 0.0]], dtype=torch.float64)  # eigenvalues ± i/2
         >>> spectral_radius(lambda z: z @ turn, torch.ones(1, 2, dtype=torch.float64))
         tensor([0.5000], dtype=torch.float64)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..nonsmooth import Selection
 from ..pytree import Layout, leaves, rebuild, refuse_in_place, versions
 from ..solution import Solution
-from ..solvers import Solver
+from ..solvers import Separable, Solver, SplitJacobian, Splitting
 from .capture import Substitution, capture, refuse_traced
 from .frame import Frame
 from .members import Members, as_written
@@ -60,10 +61,10 @@ def belongs(x: Any, batch: int) -> bool:
 
 
 class Restricted:
-    """z -> f(z, *inputs), which can be cut down to some of its samples."""
+    """z -> f(z, *inputs), which can be cut down to some of its samples, and taken apart where the map ``of`` can."""
 
-    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], batch: int) -> None:
-        self.f, self.inputs = f, tuple(inputs)
+    def __init__(self, f: Callable[..., Any], inputs: Sequence[Any], batch: int, of: Any) -> None:
+        self.f, self.inputs, self.of = f, tuple(inputs), of
         # Decided once: a matrix must not be taken for data because the batch has shrunk to its size.
         self.per_sample = rebuild(partial(belongs, batch=batch), self.inputs)
 
@@ -75,6 +76,10 @@ class Restricted:
         part = copy.copy(self)
         part.inputs = rebuild(lambda x, mine: x[rows] if mine else x, self.inputs, self.per_sample)
         return part
+
+    def splitting(self) -> Splitting | None:
+        """The parts of f for these inputs, or None."""
+        return self.of.splitting(*self.inputs) if isinstance(self.of, Separable) else None
 
 
 class Equation:
@@ -217,6 +222,14 @@ class Equation:
         substitution.check(out, known)
         return out
 
+    def factors(self, z: Sequence[Tensor], operands: Sequence[Tensor], selection: Selection) -> SplitJacobian | None:
+        """The factors of ∂f/∂z at plain (z, operands), where f tells them."""
+        if not isinstance(self.f, Separable) or not self.frame.natural:
+            return None
+        inputs = Substitution(*self._swaps(operands)).swap(self.inputs)
+        with selection.active():
+            return self.f.jacobian(self.layout.pack([t.detach() for t in z]), *inputs)
+
     def _all_inputs(self, tensors: Sequence[Tensor]) -> bool:
         inputs = {id(x) for x in leaves(self.inputs)}
         return all(id(t) in inputs for t in tensors)
@@ -237,9 +250,10 @@ class Equation:
             return self._checked(f(z, *inputs))
 
     def _restricted(self, f: Callable[..., Any], inputs: Sequence[Any]) -> Restricted:
-        if not self.surroundings.matter:
-            return Restricted(f, inputs, self.layout.batch)
-        return Restricted(lambda *args: self.layout.tree(self._call(f, *args)), inputs, self.layout.batch)
+        def within(*args: Any) -> Any:
+            return self.layout.tree(self._call(f, *args))
+
+        return Restricted(within if self.surroundings.matter else f, inputs, self.layout.batch, self.f)
 
     def _checked(self, value: Any) -> list[Tensor]:
         """The leaves of what f returned, if they are like the state's; in its dtypes, where autocast lowered them."""

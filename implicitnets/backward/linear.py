@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 
 from ..solution import warn_unconverged
-from ..solvers import GMRES, Anderson, Dense, Fallback, Solver
+from ..solvers import GMRES, Anderson, Dense, Fallback, Solver, SplitJacobian
 from ..solvers.newton import solve_scaled
 from .error import error_bound, estimate_error
 from .frame import Frame
@@ -61,6 +62,11 @@ class Adjoint(_LinearProblem):
         point, theta, g = self.split(operands)
         return [a + b for a, b in zip(vjp(lambda *p: self.of.apply(p, theta), point, z), g, strict=True)]
 
+    def factors(self, z: Tensors, operands: Tensors) -> SplitJacobian | None:  # noqa: D102
+        point, theta, _ = self.split(operands)
+        found = self.of.factors(point, theta)
+        return None if found is None else found.T
+
 
 class Tangent(_LinearProblem):
     """w = Jw + g."""
@@ -73,6 +79,10 @@ class Tangent(_LinearProblem):
         point, theta, g = self.split(operands)
         product = jvp(lambda *p: self.of.apply(p, theta), point, z, like=point)
         return [a + b for a, b in zip(product, g, strict=True)]
+
+    def factors(self, z: Tensors, operands: Tensors) -> SplitJacobian | None:  # noqa: D102
+        point, theta, _ = self.split(operands)
+        return self.of.factors(point, theta)
 
 
 class Linearization:
@@ -89,7 +99,9 @@ class Linearization:
 
     def solve_adjoint(self, g: Tensors) -> tuple[list[Tensor], Tensor]:
         """The w with w = Jᵀw + g, by the rule's solver, and which samples converged."""
-        return self._solve(self._pull, g, "gradient")
+        return self._solve(
+            _Linear(self.problem.frame, self._pull, partial(self._factors, transposed=True)), g, "gradient"
+        )
 
     def solve_tangent(self, g: Tensors) -> tuple[list[Tensor], Tensor]:
         """The w with w = Jw + g, likewise. Jw comes from differentiating Jᵀu, which is linear in u."""
@@ -105,7 +117,11 @@ class Linearization:
             tangents = [v for v, there in zip(w, depends, strict=True) if there]
             return torch.autograd.grad(outputs, u, tangents, retain_graph=True, materialize_grads=True)
 
-        return self._solve(product, g, "tangent")
+        return self._solve(_Linear(self.problem.frame, product, self._factors), g, "tangent")
+
+    def _factors(self, *, transposed: bool = False) -> SplitJacobian | None:
+        found = self.problem.factors(self.z, self.theta)
+        return found if found is None or not transposed else found.T
 
     def gradients(self, w: Tensors, wanted: Sequence[bool]) -> list[Tensor | None]:
         """(∂f/∂θ)ᵀ w for the operands that are wanted. Frees what was recorded."""
@@ -131,9 +147,9 @@ class Linearization:
         """Those of the outputs that depend on anything."""
         return tuple(c for t, c in zip(self.out, cotangents, strict=True) if t.requires_grad)
 
-    def _solve(self, product: Callable[[Tensors], Tensors], g: Tensors, what: str) -> tuple[list[Tensor], Tensor]:
+    def _solve(self, linear: _Linear, g: Tensors, what: str) -> tuple[list[Tensor], Tensor]:
         frame, rule, root = self.problem.frame, self.problem.rule, self.problem.root
-        right, linear = frame.pack(g), _Linear(frame, product)
+        right = frame.pack(g)
         solver = root.equation.feasible(rule.solver or _fastest(right))
         found = solve_scaled(together(solver, frame.ranks), linear, right)
         match rule.contraction:
@@ -156,8 +172,10 @@ class Linearization:
 class _Linear:
     """A linear map of leaves, on matrices of rows."""
 
-    def __init__(self, frame: Frame, product: Callable[[Tensors], Tensors]) -> None:
-        self.frame, self.product, self.plain = frame, product, frame.plain
+    def __init__(
+        self, frame: Frame, product: Callable[[Tensors], Tensors], factors: Callable[[], SplitJacobian | None]
+    ) -> None:
+        self.frame, self.product, self.factors, self.plain = frame, product, factors, frame.plain
 
     def __call__(self, w: Tensor) -> Tensor:
         if self.plain:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..nonsmooth import Selection
 from ..pytree import leaves
 from ..solution import Solution
-from ..solvers import Solver
+from ..solvers import Solver, SplitJacobian
 from .base import Equation, Report
 from .frame import Frame
 
@@ -63,6 +63,10 @@ class Problem(ABC):
     def mapped(self, size: int, axes: Axes, randomness: str, operands: Tensors) -> tuple[Problem, list[Tensor]]:
         """``size`` of these side by side, for operands that have a new first axis (0 in ``axes``) or not (None)."""
 
+    def factors(self, z: Tensors, operands: Tensors) -> SplitJacobian | None:
+        """The factors of ∂f/∂z at plain points, for solvers that split the equation; None where f tells none."""
+        return None
+
 
 class Forward(Problem):
     """z = f(z, θ); the operands are where to start, of which the solution is no function, and θ."""
@@ -87,6 +91,9 @@ class Forward(Problem):
 
     def mapped(self, size: int, axes: Axes, randomness: str, operands: Tensors) -> tuple[Problem, list[Tensor]]:  # noqa: D102
         return _map(self, size, axes, randomness, operands)
+
+    def factors(self, z: Tensors, operands: Tensors) -> SplitJacobian | None:  # noqa: D102
+        return self.equation.factors(z, self.split(operands)[1], self.rule.selection)
 
     def split(self, operands: Tensors) -> tuple[Tensors, Tensors]:  # noqa: D102
         n = len(self.frame.layout.shapes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -54,7 +54,7 @@ class Constraint(ABC):
             ValueError: If the constraint is not for such a matrix.
         """
         parametrize.register_parametrization(module, name, self.parametrization(getattr(module, name)))
-        _make_picklable(module)
+        make_picklable(module)
 
 
 class Constrained(nn.Module):
@@ -77,14 +77,15 @@ class Constrained(nn.Module):
         return repr(self.constraint)
 
 
-def _make_picklable(module: nn.Module) -> None:
+def make_picklable(module: nn.Module) -> None:
+    """Let a parametrized module be pickled, which PyTorch does not."""
     setattr(type(module), "__reduce_ex__", _reduce)  # noqa: B010  (a class that parametrize made for this module)
 
 
 def _reduce(module: nn.Module, protocol: object) -> tuple[object, ...]:
     """Pickle a parametrized module as its plain class, the free tensors, and what is to be registered again."""
     lists = {name: list(entry) for name, entry in module.parametrizations.items()}  # type: ignore[operator,union-attr]
-    originals = {name: entry.original for name, entry in module.parametrizations.items()}  # type: ignore[operator,union-attr]
+    originals = {name: _originals(entry) for name, entry in module.parametrizations.items()}  # type: ignore[operator,union-attr]
     state = {
         **vars(module),
         "_modules": {k: v for k, v in module._modules.items() if k != "parametrizations"},
@@ -92,22 +93,33 @@ def _reduce(module: nn.Module, protocol: object) -> tuple[object, ...]:
     return _restore, (type(module).__mro__[1], state, originals, lists)
 
 
+def _originals(entry: Any) -> list[Tensor]:
+    """The free tensors of a parametrization: one, or several where its ``right_inverse`` returns several."""
+    names = ["original"] if entry.is_tensor else [f"original{i}" for i in range(entry.ntensors)]
+    return [getattr(entry, name) for name in names]
+
+
 def _restore(
     cls: type[nn.Module],
     state: dict[str, object],
-    originals: dict[str, Tensor],
+    originals: dict[str, list[Tensor]],
     lists: dict[str, list[nn.Module]],
 ) -> nn.Module:
     module = cls.__new__(cls)
     vars(module).update(state)
-    for name, original in originals.items():
-        if isinstance(original, nn.Parameter):
-            module.register_parameter(name, original)
+    for name, tensors in originals.items():
+        alone = len(tensors) == 1
+        weight = tensors[0] if alone else nn.Parameter(lists[name][0](*tensors).detach())
+        if isinstance(weight, nn.Parameter):
+            module.register_parameter(name, weight)
         else:
-            module.register_buffer(name, original)
+            module.register_buffer(name, weight)
         for parametrization in lists[name]:
             parametrize.register_parametrization(module, name, parametrization, unsafe=True)
-    _make_picklable(module)
+        if not alone:  # bit for bit, not as worked out from the weight
+            for i, tensor in enumerate(tensors):
+                setattr(module.parametrizations[name], f"original{i}", tensor)  # type: ignore[index]
+    make_picklable(module)
     return module
 
 

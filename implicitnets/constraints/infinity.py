@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation
+from ..balls import project_l1_ball
 from .base import Constrained, Constraint, require_contraction, require_positive, require_square
 
 __all__ = ["InfNorm", "PerronFrobenius", "inf_norm", "perron_frobenius"]
@@ -45,34 +46,19 @@ class InfNorm(Constraint):
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The constrained matrix, of the shape of ``weight``, whose last axis runs along a row."""
-        size = weight.abs()
-        norm = size.sum(-1, keepdim=True)
         if self.method == "rescale":
-            return weight / (norm / self.kappa).clamp_min(1)
-        threshold = self._threshold(size)
-        shrunk = weight.sign() * (size - threshold).clamp_min(0)
-        # Where weights are huge, rounding errors of the threshold are no small part of kappa.
-        reached = shrunk.detach().abs().sum(-1, keepdim=True) / self.kappa
-        shrunk = shrunk / (reached - torch.finfo(weight.dtype).eps ** 0.5).clamp_min(1)
-        return torch.where(norm > self.kappa, shrunk, weight)
+            return weight / (weight.abs().sum(-1, keepdim=True) / self.kappa).clamp_min(1)
+        return project_l1_ball(weight, self.kappa)
 
     def for_activation(self, activation: Activation) -> Constraint:  # noqa: D102
         require_contraction(self, self.kappa, activation.lipschitz(math.inf), activation, "infinity")
         return self
 
-    def _threshold(self, size: Tensor) -> Tensor:
-        """The t of each row with Σ max(|aᵢ| − t, 0) = kappa, for rows outside the ball."""
-        ordered = size.sort(-1, descending=True).values
-        excess = ordered.cumsum(-1) - self.kappa
-        count = torch.arange(1, size.shape[-1] + 1, device=size.device)
-        last = (ordered * count > excess).sum(-1, keepdim=True).clamp_min(1)  # entries that stay nonzero
-        return excess.gather(-1, last - 1) / last
-
 
 def inf_norm(module: nn.Module, name: str, kappa: float = 0.95, *, method: str = "project") -> nn.Module:
     """Keep ‖module.name‖∞ ≤ kappa, by ``InfNorm``; returns the module.
 
-    Example:
+    Examples:
         >>> layer = inf_norm(torch.nn.Linear(8, 8), "weight", 0.9)
         >>> bool(layer.weight.abs().sum(1).max() <= 0.9 + 1e-6)
         True

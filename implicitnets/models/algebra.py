@@ -18,7 +18,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ..activations import as_activation
+from ..activations import Product, as_activation
 from .implicit import ImplicitModel
 from .scaling import pf_eigenvalue
 from .systems import System, after, block, check_map, diagonal, join, mm, plus, same_outputs, systems
@@ -135,10 +135,12 @@ def add(*models: ImplicitModel) -> ImplicitModel:
 
 
 def multiply(first: ImplicitModel, second: ImplicitModel) -> ImplicitModel:
-    """The element-wise product of the outputs: y₁y₂ = ((y₁ + y₂) / 2)² − ((y₁ − y₂) / 2)², by a block of squares.
+    """The element-wise product of the outputs, u -> M₁(u) · M₂(u), by a block of products of two rows.
 
-    Well-posed if both are. It is not Lipschitz on all inputs, as the square is not, so that bounds for all inputs (and
-    ``rescale``) do not exist; nothing is fed back from the squares, so that this does not endanger the equilibrium.
+    Well-posed if both are. A product is not Lipschitz on all inputs, so that bounds for all inputs (and ``rescale``) do
+    not exist; nothing is fed back from the products, so that this does not endanger the equilibrium. (By polarization,
+    ((y₁ + y₂) / 2)² − ((y₁ − y₂) / 2)², it could be done with squares alone, at a loss of digits where y₁ and y₂ differ
+    in size.)
 
     Args:
         first: One factor.
@@ -151,19 +153,18 @@ def multiply(first: ImplicitModel, second: ImplicitModel) -> ImplicitModel:
     factors = systems((first, second))
     outputs = same_outputs(factors)
     unit = torch.eye(outputs).to(factors[0].c)
-    halves = torch.cat([torch.cat([unit, unit], 1), torch.cat([unit, -unit], 1)]) / 2
-    mixed = after(reduce(_concatenated, factors), halves, halves.new_zeros(2 * outputs))
+    paired = torch.eye(2 * outputs).to(unit).unflatten(0, (2, outputs)).transpose(0, 1).flatten(0, 1)
+    mixed = after(reduce(_concatenated, factors), paired, paired.new_zeros(2 * outputs))
     (rows, states), inputs = mixed.A.shape, mixed.B.shape[1]
-    square = 2 * outputs
     return System(
-        A=block([[(square, square), mixed.C], [(rows, square), mixed.A]]),
+        A=block([[(2 * outputs, outputs), mixed.C], [(rows, outputs), mixed.A]]),
         B=block([[mixed.D], [mixed.B]]),
-        C=block([[torch.cat([unit, -unit], 1), (outputs, states)]]),
+        C=block([[unit, (outputs, states)]]),
         D=unit.new_zeros(outputs, inputs),
         b=torch.cat([mixed.c, mixed.b]),
         c=torch.zeros_like(factors[0].c),
-        blocks=(("square", square), *mixed.blocks),
-        sizes=None if mixed.sizes is None else (square, *mixed.sizes),
+        blocks=((Product(size=2), 2 * outputs), *mixed.blocks),
+        sizes=None if mixed.sizes is None else (outputs, *mixed.sizes),
         solver=mixed.solver,
         backward=mixed.backward,
     ).model()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..backward import Backward, Implicit
 from ..backward.sync import check_group
 from ..backward.transforms import plain
 from ..fixed_point import check_strategies, fixed_point
+from ..nonsmooth import Autograd, Selection
 from ..pytree import leaves, rebuild
 from ..solution import Solution
 from ..solvers import Anderson, Solver
@@ -82,6 +84,11 @@ class Equilibrium(Configurable, ABC):
     def _start(self, inputs: tuple[Any, ...]) -> Any:
         """Where to start if the call does not say."""
 
+    def _selected(self) -> AbstractContextManager[Any]:
+        """Inside, what kinked operations make of the equilibrium has the derivatives that it is differentiated with."""
+        selection: Selection = getattr(self.backward, "selection", Autograd())
+        return selection.active()
+
     def _keep_backward(self, solution: Solution) -> None:
         self.backward_solution = solution
 
@@ -107,7 +114,7 @@ class Equilibrium(Configurable, ABC):
 class DEQ(Equilibrium):
     """The deep equilibrium model z = cell(z, *inputs) (Bai, Kolter and Koltun 2019).
 
-    Example:
+    Examples:
         >>> class Cell(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()

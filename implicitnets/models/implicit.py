@@ -28,7 +28,7 @@ class ImplicitModel(Weights):
     Well-posed for every input if its constraint keeps ‖A‖∞ < 1, or if A is strictly upper block-triangular. φ may map
     several rows of Ax + Bu + b to one state, as max-pooling does: then A and B have more rows than there are states.
 
-    Example:
+    Examples:
         >>> model = ImplicitModel(inputs=64, states=32, outputs=10)
         >>> model(torch.randn(5, 64)).shape
         torch.Size([5, 10])
@@ -52,7 +52,7 @@ class ImplicitModel(Weights):
             function of one tensor that is component-wise (which can't be saved).
         structure: Which entries of A are free: ``structures.Full()``, ``LowRank(rank=...)``, ``BlockDiagonal``,
             ``Sparse`` or ``Triangular``.
-        constraint: What keeps A well-posed, or None.
+        constraint: What keeps the model well-posed, or None. ``Triangular`` needs none, but can have its ‖A‖∞ bounded.
         bias: Whether there are b and c.
         nonzeros: Which of "B", "C" and "D" are sparse, with a fixed pattern of so many nonzeros.
         solver: How the equilibrium is found. None is ``Anderson()``, or one pass of back-substitution where the
@@ -118,7 +118,7 @@ class ImplicitModel(Weights):
     ) -> ImplicitModel:
         """The model with these weights, copied, as trainable parameters of their dtype, on their device.
 
-        Example:
+        Examples:
             >>> A = torch.tensor([[0.0, 2.0], [0.0, 0.0]])  # x₂ = relu(u), x₁ = relu(2x₂)
             >>> model = ImplicitModel.from_matrices(
             ...     A, torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0, 0.0]]), torch.zeros(1, 1), sizes=(1, 1)

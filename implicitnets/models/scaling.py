@@ -26,7 +26,7 @@ def pf_eigenvalue(model: ImplicitModel) -> float:
     entries of a row added up by groups of states, and the largest is meant: the infimum of ‖S⁻¹AS‖∞ over units S that
     are the same within a group. The condition is γλ < 1, with γ = ``activation.lipschitz(math.inf)``.
 
-    Example:
+    Examples:
         >>> model = ImplicitModel.from_matrices(*(torch.tensor([[x]]) for x in (-0.5, 1.0, 1.0, 0.0)))
         >>> pf_eigenvalue(model)
         0.5

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backward.surroundings import without_autocast
+
 __all__ = ["Pattern", "draw_indices", "sparse_product"]
 
 with warnings.catch_warnings():  # PyTorch tells once per process that its CSR tensors are in beta
@@ -35,6 +37,7 @@ class Pattern:
         bounds = torch.arange(shape[0] + 1, device=indices.device)
         self.starts = torch.searchsorted(self.rows.contiguous(), bounds)
         self._transposed: tuple[Pattern, Tensor] | None = None
+        self._parts: dict[tuple[int, int, int], tuple[Pattern, slice]] = {}
 
     def transposed(self) -> tuple[Pattern, Tensor]:
         """The pattern of the transpose, and the order that its values have."""
@@ -49,9 +52,11 @@ class Pattern:
 
         No nonzero of these rows may lie in an earlier column.
         """
-        here = slice(int(self.starts[first]), int(self.starts[last]))
-        moved = torch.stack([self.rows[here] - first, self.columns[here] - column])
-        return Pattern(moved, (last - first, self.shape[1] - column)), here
+        if (first, last, column) not in self._parts:
+            here = slice(int(self.starts[first]), int(self.starts[last]))
+            moved = torch.stack([self.rows[here] - first, self.columns[here] - column])
+            self._parts[first, last, column] = Pattern(moved, (last - first, self.shape[1] - column)), here
+        return self._parts[first, last, column]
 
     def csr(self, values: Tensor) -> Tensor:
         """The matrix with these values."""
@@ -64,19 +69,21 @@ class Pattern:
 
     def product(self, values: Tensor, x: Tensor) -> Tensor:
         """The batch of matrix times vector: ``(batch, columns) -> (batch, rows)``."""
-        if self.fast(values):
-            out: Tensor = self.csr(values.detach()) @ x.T.contiguous()
-            return out.T
-        out = x.new_zeros(x.shape[0], self.shape[0])
-        return out.index_add_(1, self.rows, x[:, self.columns] * values)
+        with without_autocast(x.device):
+            if self.fast(values):
+                out: Tensor = self.csr(values.detach()) @ x.T.contiguous()
+                return out.T
+            out = x.new_zeros(x.shape[0], self.shape[0])
+            return out.index_add_(1, self.rows, x[:, self.columns] * values)
 
     def sampled(self, g: Tensor, x: Tensor) -> Tensor:
         """The entries of gᵀx at the nonzeros: ``(batch, rows), (batch, columns) -> (nonzeros,)``."""
         ones = torch.ones(len(self.rows), dtype=g.dtype, device=g.device)
-        if self.fast(ones):
-            found: Tensor = torch.sparse.sampled_addmm(self.csr(ones), g.T, x, beta=0.0).values()
-            return found
-        return (g[:, self.rows] * x[:, self.columns]).sum(0)
+        with without_autocast(x.device):
+            if self.fast(ones):
+                found: Tensor = torch.sparse.sampled_addmm(self.csr(ones), g.T, x, beta=0.0).values()
+                return found
+            return (g[:, self.rows] * x[:, self.columns]).sum(0)
 
 
 def sparse_product(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
@@ -90,6 +97,8 @@ def sparse_product(pattern: Pattern, values: Tensor, x: Tensor) -> Tensor:
     Returns:
         ``(batch, rows)``.
     """
+    if torch.is_autocast_enabled(x.device.type):  # the input may have been lowered by what was before
+        values = values.to(x.dtype)
     out: Tensor = _Product.apply(pattern, values, x)  # type: ignore[no-untyped-call]
     return out
 
@@ -192,7 +201,7 @@ def draw_indices(columns_from: Tensor, columns: int, count: int) -> Tensor:
     places = int(ends[-1])
     if not 0 <= count <= places:
         raise ValueError(f"nonzeros={count}: the structure has room for {places}")
-    if 2 * count >= places:  # also where there is no place at all
+    if 2 * count >= places:
         chosen = torch.randperm(places)[:count]
     else:
         chosen = torch.randint(places, (count,)).unique()

@@ -32,7 +32,7 @@ class Start(Configurable, ABC):
 class LearnedStart(Start):
     """z₀ = predictor(*inputs), a guess at the equilibrium that is trained by its own loss.
 
-    Example:
+    Examples:
         >>> from implicitnets.models import ImplicitModel
         >>> model = ImplicitModel(8, 32, 3, start=LearnedStart(nn.Linear(32, 32)))
         >>> y = model(torch.randn(16, 8))
@@ -94,7 +94,7 @@ class WarmStart(Start):
     Say which samples a batch holds by ``with start.at(index): model(x)``; without, the model starts as if there were no
     cache. What is kept is not part of the ``state_dict``. A sample that did not converge is not kept.
 
-    Example:
+    Examples:
         >>> from implicitnets.models import ImplicitModel
         >>> model, x = ImplicitModel(8, 32, 3, start=WarmStart(samples=100)), torch.randn(100, 8)
         >>> for index in torch.arange(100).split(20):

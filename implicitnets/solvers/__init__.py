@@ -15,7 +15,9 @@ from .krylov import GMRES, BiCGSTAB
 from .loop import Iterate
 from .newton import Newton
 from .packed import Affine, PackedMap, Selectable
+from .parts import Operator, Separable, SplitJacobian, Splittable, Splitting
 from .picard import Picard
+from .splitting import ForwardBackward, PeacemanRachford
 
 __all__ = [
     "GMRES",
@@ -25,21 +27,42 @@ __all__ = [
     "Broyden",
     "Dense",
     "Fallback",
+    "ForwardBackward",
     "Iterate",
     "Iterative",
     "Newton",
+    "Operator",
     "PackedMap",
+    "PeacemanRachford",
     "Picard",
     "SciPy",
     "Selectable",
+    "Separable",
     "Solver",
+    "SplitJacobian",
+    "Splittable",
+    "Splitting",
     "TorchDEQ",
     "by_name",
     "parse",
 ]
 
 CLASSES: dict[str, type[Solver]] = {
-    cls.__name__: cls for cls in (Anderson, BiCGSTAB, Broyden, Dense, Fallback, GMRES, Newton, Picard, SciPy, TorchDEQ)
+    cls.__name__: cls
+    for cls in (
+        Anderson,
+        BiCGSTAB,
+        Broyden,
+        Dense,
+        Fallback,
+        ForwardBackward,
+        GMRES,
+        Newton,
+        PeacemanRachford,
+        Picard,
+        SciPy,
+        TorchDEQ,
+    )
 }
 """All solvers by name."""
 

@@ -11,6 +11,7 @@ from .fenchel_young import FenchelYoung
 from .implicit_sgd import ImplicitSGD
 from .lifted import Lifted, LiftedEnergy
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
+from .optim import ProxAdam, ProxAdamW, ProxSGD, penalize
 from .semi_implicit import SemiImplicit
 from .sobolev import Sobolev, sobolev_loss
 
@@ -26,11 +27,15 @@ __all__ = [
     "LiftedEnergy",
     "Loss",
     "Method",
+    "ProxAdam",
+    "ProxAdamW",
+    "ProxSGD",
     "SemiImplicit",
     "Sobolev",
     "Trainer",
     "Unsupported",
     "parse",
+    "penalize",
     "sobolev_loss",
 ]
 

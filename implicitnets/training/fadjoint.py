@@ -38,7 +38,7 @@ class FAdjointVariables:
 class FPropagation:
     """The F-propagation of a network, Yˡ = Wˡ Xˡ⁻¹ + bˡ and Xˡ = σ(Yˡ) (Boughammoura 2023, arXiv 2304.13820).
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> F = FPropagation.of(net, torch.randn(5, 4))
         >>> len(F.X), len(F.Y), F.X[-1].shape

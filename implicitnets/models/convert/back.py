@@ -37,7 +37,7 @@ def to_layers(model: ImplicitModel) -> nn.Sequential | SkipLayers:
     first layer where what it depends on is there. If every layer sees only the one before, and the output the last, the
     network is a chain of ``Linear`` and activations, else a ``SkipLayers``. The weights are copies.
 
-    Example:
+    Examples:
         >>> from implicitnets.models import from_sequential
         >>> to_layers(from_sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), 4))
         Sequential(

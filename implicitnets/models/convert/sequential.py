@@ -37,7 +37,7 @@ def from_sequential(
     of the layers in the guide to conversion; its weights are copied, its dtype and device kept. What comes of it is
     compared with the network on random inputs.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 10))
         >>> model = from_sequential(network, input_shape=(1, 8, 8))
         >>> images = torch.randn(5, 1, 8, 8)

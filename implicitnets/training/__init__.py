@@ -10,8 +10,10 @@ from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
 from .fenchel_young import FenchelYoung
 from .implicit_sgd import ImplicitSGD
 from .lifted import Lifted, LiftedEnergy
+from .matching import Matching, match_states
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
 from .optim import ProxAdam, ProxAdamW, ProxSGD, penalize
+from .rows import RowFit, match_rows
 from .semi_implicit import SemiImplicit
 from .sobolev import Sobolev, sobolev_loss
 
@@ -26,14 +28,18 @@ __all__ = [
     "Lifted",
     "LiftedEnergy",
     "Loss",
+    "Matching",
     "Method",
     "ProxAdam",
     "ProxAdamW",
     "ProxSGD",
+    "RowFit",
     "SemiImplicit",
     "Sobolev",
     "Trainer",
     "Unsupported",
+    "match_rows",
+    "match_states",
     "parse",
     "penalize",
     "sobolev_loss",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..activations import ACTIVATIONS, Activation, Componentwise, Softmax, as_activation, plain
+from ..balls import simplex_threshold
 from .method import Unsupported
 
 __all__ = ["FenchelYoung"]
@@ -127,11 +128,7 @@ class FenchelYoung:
         if not isinstance(self.activation, Softmax):
             return x.clamp(self._pair.low, self._pair.high)
         groups = self._groups(x)
-        ordered = groups.sort(-1, descending=True).values
-        excess = ordered.cumsum(-1) - 1
-        count = torch.arange(1, groups.shape[-1] + 1, device=x.device)
-        last = (ordered * count > excess).sum(-1, keepdim=True)
-        return (groups - excess.gather(-1, last - 1) / last).clamp_min(0).flatten(-2)
+        return (groups - simplex_threshold(groups, 1)).clamp_min(0).flatten(-2)
 
     def apply(self, h: Tensor) -> Tensor:
         """φ(h), the x where F is 0."""

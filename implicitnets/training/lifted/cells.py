@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ...balls import project_l1_ball
 from ...constraints import InfNorm
 from ...models import ImplicitModel
 from ...models.structures import Full
@@ -70,7 +71,7 @@ class Cell:
         if self.kappa is None:
             return theta
         free, rest = theta.tensor_split([self.parameters[0].shape[1]], 1)
-        return torch.cat((InfNorm(kappa=self.kappa)(free), rest), 1)
+        return torch.cat((project_l1_ball(free, self.kappa), rest), 1)
 
     @torch.no_grad()
     def assign(self, theta: Tensor) -> None:

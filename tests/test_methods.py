@@ -9,13 +9,14 @@ from torch.nn.functional import cross_entropy
 
 from implicitnets import data, training
 from implicitnets.models import ImplicitModel
-from implicitnets.training import Backprop, FAdjoint, ImplicitSGD, Method, ProxProp, SemiImplicit, Sobolev
+from implicitnets.training import Backprop, FAdjoint, ImplicitSGD, Lifted, Method, ProxProp, SemiImplicit, Sobolev
 
 METHODS: dict[str, Method] = {
     "backprop": Backprop(),
     "f-adjoint": FAdjoint(),
     "implicit-sgd": ImplicitSGD(),
     "proxprop": ProxProp(),
+    "lifted": Lifted(),
     "semi-implicit": SemiImplicit(),
     "sobolev": Sobolev(),
 }

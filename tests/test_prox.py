@@ -27,8 +27,8 @@ SEPARABLE = [
 ROWS = [prox.InfNormBall(0.9), prox.Simplex(1.5)]
 GROUPS = [prox.GroupL1(0.7), prox.GroupL1(0.7, dim=0), prox.GroupL1(0.7, dim=(0, 1))]
 SETS = [prox.Box(-0.3, 1.2), prox.NonNegative(), *ROWS]
-CONVEX = [prox.L1(0.7), prox.L2(0.7), *GROUPS, prox.Nuclear(0.7, rtol=1e-12, max_steps=5000), *SETS]
-EVERY = [*SEPARABLE, *GROUPS, *ROWS, prox.Nuclear(0.7)]
+CONVEX = [prox.L1(0.7), prox.L2(0.7), *GROUPS, prox.LInf(0.7), prox.Nuclear(0.7, rtol=1e-12, max_steps=5000), *SETS]
+EVERY = [*SEPARABLE, *GROUPS, *ROWS, prox.LInf(0.7), prox.Nuclear(0.7)]
 SPECIAL = [0.8, -0.8, 1.2, -0.3]  # corners of the penalties
 GRID = torch.tensor([*np.linspace(-6, 6, 12_001), *SPECIAL], dtype=torch.float64)
 seeds = st.integers(0, 10_000)
@@ -161,10 +161,31 @@ class TestGroups:
         assert torch.allclose(x.flatten(1), prox.GroupL1(3.0)(v.flatten(1)))
 
 
+class TestRowMaxima:
+    @pytest.mark.parametrize("weight", [1e-3, 0.7, 3.0])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_rows_are_cut_where_what_is_cut_off_adds_up_to_the_weight(self, weight, seed):
+        v, step = sample(seed, 5, 4)
+        x = prox.LInf(weight)(v, step)
+        cut = ((v - x).abs() / step).sum(-1)
+        top = x.abs().amax(-1, keepdim=True)
+        assert torch.allclose(x, torch.minimum(v.abs(), top) * v.sign(), atol=1e-12)
+        assert torch.allclose(cut[top[:, 0] > 1e-12], torch.tensor(weight).double(), atol=1e-9)
+        assert (cut[top[:, 0] <= 1e-12] <= weight + 1e-9).all()  # rows that are 0
+
+    def test_a_number_is_no_row(self):
+        with pytest.raises(ValueError, match="a number has none"):
+            prox.LInf()(torch.tensor(1.0))
+
+    def test_weight_zero_is_no_penalty(self):
+        v, step = sample(0, 3, 4)
+        assert torch.equal(prox.LInf(0.0)(v, step), v)
+
+
 class TestBruteForce:
     """A general-purpose optimizer, in random diagonal metrics, finds nothing better."""
 
-    @pytest.mark.parametrize("penalty", [*GROUPS, prox.Nuclear(0.7)], **named)
+    @pytest.mark.parametrize("penalty", [*GROUPS, prox.LInf(0.7), prox.Nuclear(0.7)], **named)
     @pytest.mark.parametrize("seed", range(3))
     def test_penalties(self, penalty, seed):
         v, step = sample(seed, 3, 4)
@@ -175,7 +196,9 @@ class TestBruteForce:
         x = penalty(v, step)
         found = minimize(value, x.flatten().numpy() + 0.01, method="Powell", options={"xtol": 1e-9, "ftol": 1e-13})
         assert value(x.flatten().numpy()) <= found.fun + 1e-9
-        if found.success and not isinstance(penalty, prox.Nuclear):  # along axes a minimum of it is hard to find
+        if found.success and not isinstance(
+            penalty, prox.Nuclear | prox.LInf
+        ):  # along axes a minimum of it is hard to find
             assert np.allclose(found.x, x.flatten().numpy(), atol=1e-3)
 
     @pytest.mark.parametrize("seed", range(4))

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import values
 from .base import Indicator, Prox, Step
-from .groups import GroupL1, Nuclear
+from .groups import GroupL1, LInf, Nuclear
 from .sets import Box, InfNormBall, NonNegative, Simplex
 from .shrinkage import L0, L1, L2, L12, L23, Binary, Shrinkage
 
@@ -21,6 +21,7 @@ __all__ = [
     "GroupL1",
     "Indicator",
     "InfNormBall",
+    "LInf",
     "NonNegative",
     "Nuclear",
     "Prox",
@@ -33,7 +34,7 @@ __all__ = [
 
 CLASSES: dict[str, type[Prox]] = {
     cls.__name__: cls
-    for cls in (L0, L1, L12, L23, L2, Binary, Box, GroupL1, InfNormBall, NonNegative, Nuclear, Simplex)
+    for cls in (L0, L1, L12, L23, L2, Binary, Box, GroupL1, InfNormBall, LInf, NonNegative, Nuclear, Simplex)
 }
 """All penalties by name."""
 

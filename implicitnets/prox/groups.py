@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..balls import project_l1_ball
 from ..solution import ConvergenceWarning
 from .base import Prox, Step, check_weight
 
-__all__ = ["GroupL1", "Nuclear"]
+__all__ = ["GroupL1", "LInf", "Nuclear"]
 
 NEWTON = 60
 """Steps of the one-dimensional Newton iteration; the most that was ever seen is a dozen."""
@@ -94,6 +95,49 @@ class GroupL1(Prox):
             stacklevel=4,
         )
         return root
+
+
+@dataclass(frozen=True)
+class LInf(Prox):
+    """weight · Σ max|xᵢ| over the rows, along the last axis: large entries are cut, and none becomes zero.
+
+    By Moreau's identity the map is v − s y, with y the point of the ℓ1 ball of radius ``weight`` that is nearest to v/s
+    in the metric Σ sᵢ yᵢ²: the entries of a row are cut off at ±t, with t such that Σ (|vᵢ| − t)₊/sᵢ = weight.
+
+    Attributes:
+        weight: Not negative.
+
+    Raises:
+        ValueError: If the weight is negative.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_weight(self, self.weight)
+
+    def check(self, v: Tensor) -> None:
+        """Refuse what has no rows.
+
+        Raises:
+            ValueError: If v is a number.
+        """
+        super().check(v)
+        if v.dim() == 0:
+            raise ValueError(f"{self!r} is a penalty of rows along the last axis: a number has none")
+
+    def penalty(self, x: Tensor) -> Tensor:
+        """The weighted sum of the largest absolute values."""
+        return self.weight * x.abs().amax(-1).sum()
+
+    def minimize(self, v: Tensor, step: Step) -> Tensor:
+        """The minimizer."""
+        if self.weight == 0:
+            return v.clone()
+        if not isinstance(step, Tensor):
+            return v - step * project_l1_ball(v / step, self.weight)
+        steps = step.to(v).expand_as(v)
+        return v - steps * project_l1_ball(v / steps, self.weight, 1 / steps)
 
 
 @dataclass(frozen=True)

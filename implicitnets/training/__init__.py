@@ -7,10 +7,14 @@ import re
 from .. import values
 from .backprop import Backprop
 from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
+from .fenchel_young import FenchelYoung
 from .implicit_sgd import ImplicitSGD
+from .lifted import Lifted, LiftedEnergy
+from .matching import Matching, match_states
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
 from .optim import ProxAdam, ProxAdamW, ProxSGD, penalize
 from .proximal import Projection, ProxProp, ProxPropHandle, Sweep, proxprop
+from .rows import RowFit, match_rows
 from .semi_implicit import SemiImplicit
 from .sobolev import Sobolev, sobolev_loss
 from .tangent import tangent
@@ -20,9 +24,13 @@ __all__ = [
     "FAdjoint",
     "FAdjointVariables",
     "FPropagation",
+    "FenchelYoung",
     "GradientTrainer",
     "ImplicitSGD",
+    "Lifted",
+    "LiftedEnergy",
     "Loss",
+    "Matching",
     "Method",
     "Projection",
     "ProxAdam",
@@ -30,11 +38,14 @@ __all__ = [
     "ProxProp",
     "ProxPropHandle",
     "ProxSGD",
+    "RowFit",
     "SemiImplicit",
     "Sobolev",
     "Sweep",
     "Trainer",
     "Unsupported",
+    "match_rows",
+    "match_states",
     "parse",
     "penalize",
     "proxprop",
@@ -43,7 +54,7 @@ __all__ = [
 ]
 
 CLASSES: dict[str, type[Method]] = {
-    cls.__name__: cls for cls in (Backprop, FAdjoint, ImplicitSGD, ProxProp, SemiImplicit, Sobolev)
+    cls.__name__: cls for cls in (Backprop, FAdjoint, ImplicitSGD, Lifted, ProxProp, SemiImplicit, Sobolev)
 }
 """All methods by name."""
 

@@ -33,7 +33,7 @@ METHODS = {
     "Sobolev": "Sobolev()",
 }
 RATES = (1e-3, 1e-2, 1e-1, 1.0)
-FULL = {"samples": 10_000, "held": 2_000, "epochs": 5, "batch": 100, "seeds": 3}
+FULL = {"samples": 4_000, "held": 1_000, "epochs": 5, "batch": 100, "seeds": 3}
 QUICK = {"samples": 400, "held": 100, "epochs": 1, "batch": 50, "seeds": 1}
 
 

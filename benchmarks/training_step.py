@@ -126,7 +126,7 @@ def reattached(tolerance, cell, _steps):
 
     def model(x):
         with torch.no_grad():
-            found = Anderson(rtol=FORWARD).run(Restricted(cell, (x,), len(x)), torch.zeros_like(x))
+            found = Anderson(rtol=FORWARD).run(Restricted(cell, (x,), len(x), cell), torch.zeros_like(x))
         z = found.value.requires_grad_()
         out = cell(z, x)
 

@@ -353,7 +353,7 @@ def test_weight_decay_keeps_the_model_well_posed_where_the_weights_turn_round():
         inputs, labels
     )
     sums = model.parametrizations.A.original.abs().sum(1)
-    assert sums.max() == pytest.approx(0.7, rel=1e-12)
+    assert sums.max().item() == pytest.approx(0.7, rel=1e-12)
 
 
 def test_the_units_of_the_loss_do_not_matter():

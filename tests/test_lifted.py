@@ -20,7 +20,7 @@ from implicitnets.models import DEQ, ImplicitModel
 from implicitnets.models.structures import LowRank
 from implicitnets.solvers import Anderson, Dense
 from implicitnets.training import Backprop, Lifted, LiftedEnergy, Unsupported
-from implicitnets.training.lifted.energy import curvature
+from implicitnets.training.lifted.energy import accelerate, curvature
 from implicitnets.training.lifted.trainer import fit_cell, fit_head
 
 F64 = torch.float64
@@ -136,6 +136,54 @@ def test_no_step_in_the_states_raises_the_energy(make, steps):
         pre = energy.descend(pre, inputs, labels, multipliers, steps)
     assert all(after <= before + 1e-13 for before, after in pairwise(values))
     assert values[-1] < values[0] - 1e-3
+
+
+def bent(outputs, labels):
+    """A loss that is flat where the outputs are, and curved where they go."""
+    return (1 + (20 * (outputs - 2)).square()).sqrt().mean()
+
+
+def test_no_step_raises_the_energy_where_the_curvature_of_the_loss_grows():
+    model, (inputs, labels) = implicit(), data()
+    energy, multipliers = lifted(model, 1.0, bent)
+    pre, _ = energy.start(inputs)
+    values = []
+    for _ in range(8):
+        values.append(float(energy.value(energy.states(pre, inputs), labels, multipliers)))
+        pre = energy.descend(pre, inputs, labels, multipliers, 1)
+    assert all(after <= before + 1e-13 for before, after in pairwise(values))
+    assert values[-1] < values[0] - 0.1
+    columns, theta = normal(9, 5, dtype=F64), torch.zeros(3, 5, dtype=F64)
+    values = []
+    for steps in range(6):
+        head = fit_head(bent, columns, labels, theta, 10.0, steps)
+        values.append(float(bent(columns @ head.T, labels) + head.square().sum() / 20))
+    assert all(after <= before + 1e-13 for before, after in pairwise(values))
+    assert values[-1] < values[0] - 0.1
+
+
+def test_the_step_size_in_the_states_is_that_of_the_largest_eigenvalue():
+    model, (inputs, _) = implicit(), data()
+    energy, (multipliers,) = lifted(model, 0.3)
+    thetas = [cell.theta() for cell in (*energy.cells, energy.head)]
+    weight, bend = torch.diag(multipliers), 0.7
+    A, C = model.A.detach(), model.C.detach()
+    gap = torch.eye(6, dtype=F64) - A
+    dense = torch.linalg.inv(weight) @ (gap.T @ weight @ gap + bend * C.T @ C)
+    largest = torch.linalg.eigvals(dense).real.max().item()
+    assert largest <= energy._smoothness(thetas, multipliers, inputs[:1], bend) <= 1.3 * largest
+
+
+def test_momentum_starts_anew_row_by_row():
+    values = torch.logspace(-4, 0, 30, dtype=F64)
+
+    def move(x):
+        return x - values * x
+
+    start = torch.ones(2, 30, dtype=F64) * torch.tensor([[1.0], [1e3]], dtype=F64)
+    both = accelerate(move, start, 3000)
+    torch.testing.assert_close(both[:1], accelerate(move, start[:1], 3000), rtol=1e-12, atol=0)
+    assert both[0].norm() < 1e-6  # without restarts it is 7e-3, without momentum 1.3
 
 
 def test_the_states_of_a_sample_do_not_depend_on_its_batch():
@@ -295,6 +343,17 @@ def test_the_model_is_well_posed_after_every_step(method):
         assert free.abs().sum(1).max() <= 0.7 * (1 + 1e-12)
         torch.testing.assert_close(model.A, free)
     assert free.abs().sum(1).max() > 0.69
+
+
+def test_weight_decay_keeps_the_model_well_posed_where_the_weights_turn_round():
+    model, (inputs, labels) = implicit(constraint=InfNorm(kappa=0.7)), data()
+    with torch.no_grad():
+        model.parametrizations.A.original.mul_(-50)
+    Lifted(penalty=0.1, weight_steps=50).trainer(model, cross_entropy, lr=100.0, weight_decay=0.005).step(
+        inputs, labels
+    )
+    sums = model.parametrizations.A.original.abs().sum(1)
+    assert sums.max().item() == pytest.approx(0.7, rel=1e-12)
 
 
 def test_the_units_of_the_loss_do_not_matter():

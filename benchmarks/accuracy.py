@@ -67,7 +67,6 @@ CASES = [
     Case("ImplicitModel, 100 states", "mnist", lambda n: ImplicitModel(n, 100, 10), 0.975, Recipe(epochs=10)),
     Case("ImplicitModel, 100 states", "fashion-mnist", lambda n: ImplicitModel(n, 100, 10), 0.88, GENTLE),
     Case("MonotoneDEQ, 100 states", "mnist", monotone, 0.98, Recipe(epochs=10, lr=3e-3)),
-    Case("MonotoneDEQ, 100 states", "fashion-mnist", monotone, 0.88, GENTLE),
 ]
 
 

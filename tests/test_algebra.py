@@ -50,7 +50,8 @@ def model(kind: dict[str, Any], inputs: int = 3, outputs: int = 2, seed: int = 0
 
 
 def close(a, b):
-    assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+    """Equal but for what the solver leaves: a residual of 1e-13, which ‖A‖∞ ≤ 0.95 makes an error of 20 times that."""
+    assert torch.allclose(a, b, rtol=1e-11, atol=1e-11)
 
 
 kinds, seeds = st.sampled_from(KINDS), st.integers(0, 10**6)

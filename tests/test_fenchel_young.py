@@ -165,7 +165,9 @@ def test_single_precision_is_kept(phi):
     assert FenchelYoung(phi)(x, h).dtype == torch.float32
 
 
-@pytest.mark.parametrize("phi", ["softplus", "gelu", MaxPool(size=2), torch.sin], ids=str)
+@pytest.mark.parametrize(
+    "phi", ["softplus", "gelu", MaxPool(size=2), torch.sin], ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_others_are_refused_with_what_there_is(phi):
     with pytest.raises(Unsupported, match=r"relu, leaky_relu, tanh, sigmoid.*Softmax"):
         FenchelYoung(phi)

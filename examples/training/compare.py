@@ -11,6 +11,7 @@ their results are in ``results.json``.
 import argparse
 import statistics
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from implicitnets import data, storage, training
+from implicitnets import ConvergenceWarning, data, storage, training
 from implicitnets.models import ImplicitModel
 from implicitnets.plots import save
 
@@ -55,6 +56,7 @@ def train(dataset, kind, method, rate, seed, *, samples, held, epochs, batch, **
     model = build(kind, dataset.features, seed)
     trainer = training.parse(method).trainer(model, cross_entropy, lr=rate)
     shuffle, seconds, rows = torch.Generator().manual_seed(seed), 0.0, []
+    warnings.simplefilter("ignore", ConvergenceWarning)  # a step size that is too large is told by its loss
     part, back = (
         data.Split(inputs=dataset.train.inputs[chosen], labels=dataset.train.labels[chosen])
         for chosen in (slice(samples), slice(samples, samples + held))

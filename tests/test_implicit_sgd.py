@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import implicitnets as inn
 from implicitnets.models import ImplicitModel, WarmStart
+from implicitnets.models.structures import Triangular
 from implicitnets.solvers import Anderson, Dense
 from implicitnets.training import ImplicitSGD, Unsupported
 
@@ -93,6 +94,15 @@ def test_within_a_step_an_equilibrium_starts_where_it_was_last():
     ImplicitSGD(inner_steps=20).trainer(net, cross_entropy, lr=0.1).step(*data())
     assert steps[0] > 5
     assert steps[-1] < 0.7 * steps[0]
+
+
+def test_a_model_without_a_solver_is_trained_too():
+    net = ImplicitModel(4, 6, 3, structure=Triangular(sizes=(3, 3)), constraint=None).double()
+    trainer = ImplicitSGD().trainer(net, cross_entropy, lr=0.5)
+    losses = [trainer.step(*data())[0].item() for _ in range(5)]
+    assert losses[-1] < losses[0]
+    with pytest.raises(Unsupported, match="this model has none"):
+        ImplicitSGD(states=1.0).trainer(net, cross_entropy, lr=0.5)
 
 
 def test_a_step_leaves_the_model_as_it_was():

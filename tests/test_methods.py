@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from implicitnets import data, training
+from implicitnets.backward import Unroll
+from implicitnets.experiment import Experiment, InvalidSetting
 from implicitnets.models import ImplicitModel
 from implicitnets.training import Backprop, FAdjoint, ImplicitSGD, Lifted, Method, ProxProp, SemiImplicit, Sobolev
 
@@ -109,3 +111,11 @@ def test_a_nonlinear_toy_without_any_equilibrium_is_trained_too():
     trainer = Backprop().trainer(net, cross_entropy, lr=1e-2)
     losses = [trainer.step(*batch)[0].item() for _ in range(5) for batch in batches()]
     assert losses[-1] < losses[0] / 3
+
+
+def test_an_experiment_whose_method_fails_names_those_that_can():
+    experiment = Experiment(method=SemiImplicit(), backward=Unroll())
+    text = r"method SemiImplicit\(.*adjoint equation.*Backprop, ImplicitSGD, .*Sobolev can"
+    with pytest.raises(InvalidSetting, match=text) as caught:
+        experiment.trainer(experiment.model(data.digits()))
+    assert "FAdjoint" not in str(caught.value)

@@ -59,7 +59,7 @@ class ImplicitSGD(Method):
         Raises:
             Unsupported: If ``states`` is positive and there is no equilibrium in the model.
         """
-        if self.states > 0 and not any(isinstance(m, Equilibrium) for m in model.modules()):
+        if self.states > 0 and not _equilibria(model):
             raise Unsupported(f"states={self.states} weighs the states of equilibria, and this model has none")
         return _ImplicitTrainer(self, model, loss, lr=lr, weight_decay=weight_decay)
 
@@ -69,7 +69,7 @@ class _ImplicitTrainer(Trainer):
         super().__init__(model, lr)
         self.rule, self.loss, self.weight_decay = rule, loss, weight_decay
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.equilibria = [m for m in model.modules() if isinstance(m, Equilibrium)]
+        self.equilibria = _equilibria(model)
 
     def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with ExitStack() as stack:
@@ -116,6 +116,11 @@ class _ImplicitTrainer(Trainer):
         with torch.no_grad():
             for p, q in zip(self.parameters, self.before, strict=True):
                 p.sub_(q, alpha=self.lr * self.weight_decay)
+
+
+def _equilibria(model: nn.Module) -> list[Equilibrium]:
+    """Those that are solved for; a triangular A needs no solver, and has no start."""
+    return [m for m in model.modules() if isinstance(m, Equilibrium) and m.solver is not None]
 
 
 class _Previous(Start):

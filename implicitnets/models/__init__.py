@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from . import algebra, structures
 from .adjacency import Graph
+from .affine import AffineForm, NotAffine
 from .cells import ConvCell, DenseCell, TransformerCell
 from .config import Configurable, from_config
 from .convert import SkipLayers, from_sequential, to_layers
 from .convolutional import ConvDEQ
 from .deq import DEQ, Equilibrium
+from .folding import affine
 from .graph import ImplicitGraph
 from .implicit import ACTIVATIONS, ImplicitModel
 from .lipschitz import LipschitzDEQ
@@ -30,6 +32,7 @@ __all__ = [
     "ACTIVATIONS",
     "DEQ",
     "PROXIMAL",
+    "AffineForm",
     "Configurable",
     "ConvCell",
     "ConvDEQ",
@@ -49,6 +52,7 @@ __all__ = [
     "MultiscaleCell",
     "MultiscaleDEQ",
     "NonEuclideanDEQ",
+    "NotAffine",
     "QPLayer",
     "QPSolution",
     "SkipLayers",
@@ -58,6 +62,7 @@ __all__ = [
     "TransformerCell",
     "UniqueEquilibrium",
     "WarmStart",
+    "affine",
     "algebra",
     "dense",
     "from_config",

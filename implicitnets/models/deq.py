@@ -18,6 +18,7 @@ from ..nonsmooth import Autograd, Selection
 from ..pytree import leaves, rebuild
 from ..solution import Solution
 from ..solvers import Anderson, Solver
+from .affine import AffineForm, NotAffine
 from .config import Configurable
 from .starts import Start
 
@@ -88,6 +89,22 @@ class Equilibrium(Configurable, ABC):
         """Inside, what kinked operations make of the equilibrium has the derivatives that it is differentiated with."""
         selection: Selection = getattr(self.backward, "selection", Autograd())
         return selection.active()
+
+    def affine(self, input_shape: tuple[int, ...] | None = None) -> AffineForm:
+        """The model as x = φ(Ax + Bu + b), y = Cx + Du + c with dense matrices, differentiable in the parameters.
+
+        Args:
+            input_shape: Shape of one input, for models that take images of any size.
+
+        Raises:
+            NotAffine: If it is not of that form.
+            ValueError: If input_shape is needed, or is wrong.
+        """
+        raise NotAffine(
+            f"{type(self).__name__} is not known to be of the form x = φ(Ax + Bu + b), which proofs are about: "
+            "ImplicitModel, MonotoneDEQ, IntervalMonotoneDEQ, LipschitzDEQ, NonEuclideanDEQ, MonotoneConvDEQ and "
+            "MonotoneMultiTierDEQ are, and networks that from_sequential can convert"
+        )
 
     def _keep_backward(self, solution: Solution) -> None:
         self.backward_solution = solution

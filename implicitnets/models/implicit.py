@@ -14,6 +14,7 @@ from ..backward.transforms import plain as plain_tensor
 from ..constraints import Constraint, InfNorm
 from ..solution import warn_unconverged
 from ..solvers import Anderson, Solver
+from .affine import AffineForm
 from .given import check_matrices, fill
 from .starts import Start
 from .structures import Full, Sparse, Structure, Triangular
@@ -181,6 +182,11 @@ class ImplicitModel(Weights):
             ConvergenceWarning: If a sample did not converge.
         """
         return self.readout(self.state(u, z0), u)
+
+    def affine(self, input_shape: tuple[int, ...] | None = None) -> AffineForm:  # noqa: D102
+        A, B, C, D = (getattr(self, name).to_dense() for name in "ABCD")
+        b, c = (A.new_zeros(size) if bias is None else bias for bias, size in ((self.b, self.rows), (self.c, len(C))))
+        return AffineForm(A=A, B=B, C=C, D=D, b=b, c=c, activation=as_activation(self.activation))
 
     def state(self, u: Tensor, z0: Tensor | None = None) -> Tensor:
         """The hidden state x = φ(Ax + Bu + b), of shape (batch, states).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional
 from ..backward import Backward, Implicit
 from ..backward.transforms import plain
 from ..solvers import Operator, PeacemanRachford, Solver
+from .affine import AffineForm
 from .monotone import UniqueEquilibrium
 from .operators import DenseOperator
 from .starts import Start
@@ -125,6 +127,12 @@ class LipschitzDEQ(UniqueEquilibrium):
 
     def _operator(self, W: Tensor) -> Operator:
         return DenseOperator(W, self.m, weights=plain(self.d).exp().to(W.dtype))
+
+    def affine(self, input_shape: tuple[int, ...] | None = None) -> AffineForm:  # noqa: D102
+        form = replace(super().affine(input_shape), weights=self.d.exp())
+        if self.C is None:
+            return form
+        return form.then(self.C, self.C.new_zeros(len(self.C)) if self.c is None else self.c)
 
     def forward(self, u: Tensor, z0: Tensor | None = None) -> Tensor:
         """The output y, (batch, outputs), or the state where there are none, for u of shape (batch, inputs).

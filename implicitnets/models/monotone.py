@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..activations import as_activation
 from ..backward import Backward, Implicit
 from ..solvers import Anderson, Fallback, Operator, PeacemanRachford, Solver
+from .affine import AffineForm
 from .deq import Equilibrium
 from .operators import DenseLinear, DenseOperator
 from .proximal import proximal
@@ -73,6 +75,19 @@ class UniqueEquilibrium(Equilibrium):
         f = SplitMap(DenseLinear(self.W, self._operator), self.activation)
         z: Tensor = self.equilibrium(f, z0, functional.linear(u, self.U, self.b))
         return z
+
+    def affine(self, input_shape: tuple[int, ...] | None = None) -> AffineForm:  # noqa: D102
+        W, b, like = self.W, self.b, self.U.detach()
+        eye = torch.eye(self.states, dtype=W.dtype, device=W.device)
+        return AffineForm(
+            A=W,
+            B=self.U,
+            C=eye,
+            D=torch.zeros_like(like),
+            b=like.new_zeros(self.states) if b is None else b,
+            c=like.new_zeros(self.states),
+            activation=as_activation(self.activation),
+        )
 
     def _start(self, inputs: tuple[Any, ...]) -> Tensor:
         return torch.zeros_like(inputs[0])

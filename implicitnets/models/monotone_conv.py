@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..activations import as_activation
 from ..backward import Backward, Implicit
 from ..pytree import rebuild
 from ..solvers import Anderson, Fallback, PeacemanRachford, Solver
+from .affine import AffineForm
 from .deq import Equilibrium
-from .periodic import PeriodicLinear, convolve
+from .periodic import PeriodicLinear, convolve, join, units
 from .proximal import proximal
 from .split import SplitMap
 from .starts import Start
@@ -62,7 +64,36 @@ class _Periodic(Equilibrium):
         """The equilibrium for images x."""
 
     def _solve(self, x: Tensor, z0: Any, *, alone: bool) -> Any:
-        """The equilibrium, a tensor or a tuple of tiers.
+        """The equilibrium, a tensor or a tuple of tiers."""
+        injection = self._injection(x)
+        c = injection[0] if alone else tuple(injection)
+        return self.equilibrium(SplitMap(self._linear(), self.activation), z0, c)
+
+    def affine(self, input_shape: tuple[int, ...] | None = None) -> AffineForm:
+        """As for all models; A has the square of the number of states in entries.
+
+        Raises:
+            ValueError: If input_shape is not given, or images of it can't be states.
+        """
+        if input_shape is None:
+            raise ValueError(
+                f"{type(self).__name__}.affine() depends on the size of the images: "
+                f"write input_shape=({self.in_channels}, height, width)"
+            )
+        images = units(self.U.detach().new_zeros(input_shape))
+        tiers = self._injection(torch.zeros_like(images[:1]))
+        b = join(tiers)[0]
+        A, B = self._linear().matrix(tiers), (join(self._injection(images)) - b).T
+        eye, zero = torch.eye(len(b)).to(b), torch.zeros_like(b)
+        shape = tuple(tiers[0].shape[1:]) if len(tiers) == 1 else None
+        phi = as_activation(self.activation)
+        return AffineForm(A=A, B=B, C=eye, D=torch.zeros_like(B), b=b, c=zero, activation=phi, output_shape=shape)
+
+    def _linear(self) -> PeriodicLinear:
+        return PeriodicLinear(A=tuple(self.A), down=tuple(self.down), B=tuple(self.B), m=self.m)
+
+    def _injection(self, x: Tensor) -> list[Tensor]:
+        """What images bring in, tier by tier.
 
         Raises:
             ValueError: If x has another shape, or its sizes do not divide.
@@ -75,13 +106,11 @@ class _Periodic(Equilibrium):
                 f"x has height and width {tuple(x.shape[2:])}: they must be multiples of {stride}, and at least "
                 f"{stride * (self.kernel_size // 2)}: pad or crop the images"
             )
-        linear = PeriodicLinear(A=tuple(self.A), down=tuple(self.down), B=tuple(self.B), m=self.m)
         injection = [convolve(x, self.U) + self.b[0]]
         for i, bias in enumerate(list(self.b)[1:], 1):
             size = (len(x), len(bias), x.shape[2] // 2**i, x.shape[3] // 2**i)
             injection.append(bias.expand(size))
-        c = injection[0] if alone else tuple(injection)
-        return self.equilibrium(SplitMap(linear, self.activation), z0, c)
+        return injection
 
     def _start(self, inputs: tuple[Any, ...]) -> Any:
         return rebuild(torch.zeros_like, inputs[0])

@@ -16,7 +16,7 @@ from ..linalg import inverse
 from ..pytree import leaves
 from ..solvers import Operator
 
-__all__ = ["PeriodicLinear", "convolve", "transpose"]
+__all__ = ["PeriodicLinear", "convolve", "join", "transpose", "units"]
 
 
 def convolve(z: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
@@ -32,6 +32,17 @@ def transpose(y: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
         spread[:, :, ::stride, ::stride] = y
         y = spread
     return convolve(y, kernel.flip(2, 3).transpose(0, 1))
+
+
+def join(tiers: Sequence[Tensor]) -> Tensor:
+    """All tiers of a sample in one row."""
+    return torch.cat([tier.flatten(1) for tier in tiers], 1)
+
+
+def units(like: Tensor) -> Tensor:
+    """A batch of tensors ``like`` this, each with a one in another place."""
+    whole: Tensor = torch.eye(like.numel()).to(like).unflatten(1, like.shape)
+    return whole
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,12 @@ class PeriodicLinear:
         """Wᵀ."""
         return replace(self, B=tuple(-kernel for kernel in self.B))
 
+    def matrix(self, like: Sequence[Tensor]) -> Tensor:
+        """W as a matrix, for states in tiers ``like`` these, one sample of each."""
+        sizes = [tier.numel() for tier in like]
+        eye = torch.eye(sum(sizes)).to(like[0]).split(sizes, 1)
+        return join(self.product([part.unflatten(1, tier.shape[1:]) for part, tier in zip(eye, like, strict=True)])).T
+
     def operator(self, like: Any) -> PeriodicOperator:
         """W without derivatives, for states ``like`` this."""
         wide = torch.promote_types(self.A[0].dtype, torch.float32)
@@ -99,7 +116,7 @@ class PeriodicOperator:
 
     def __call__(self, u: Tensor) -> Tensor:
         """Wu in each row."""
-        return torch.cat([t.flatten(1) for t in self.linear.product(self._tiers(u))], 1)
+        return join(self.linear.product(self._tiers(u)))
 
     def resolvent(self, v: Tensor, step: float) -> Tensor:
         """(I + a(I − W))⁻¹ v in each row; the inverses of all frequencies are kept."""

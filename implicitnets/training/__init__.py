@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 
 from .. import values
+from ..matching import Matching, match_states
+from ..rows import RowFit, match_rows
 from .backprop import Backprop
 from .fadjoint import FAdjoint, FAdjointVariables, FPropagation
 from .fenchel_young import FenchelYoung
 from .implicit_sgd import ImplicitSGD
 from .lifted import Lifted, LiftedEnergy
-from .matching import Matching, match_states
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
 from .optim import ProxAdam, ProxAdamW, ProxSGD, penalize
 from .proximal import Projection, ProxProp, ProxPropHandle, Sweep, proxprop
-from .rows import RowFit, match_rows
 from .semi_implicit import SemiImplicit
 from .sobolev import Sobolev, sobolev_loss
 from .tangent import tangent

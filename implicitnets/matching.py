@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..activations import as_activation
-from ..constraints import InfNorm
-from ..models import ImplicitModel
-from ..prox import L1, Prox
-from ..solvers import Anderson, Fallback, Picard, Solver
+from .activations import as_activation
+from .constraints import InfNorm
+from .models import ImplicitModel
+from .prox import L1, Prox
 from .rows import RowFit, match_rows
+from .solvers import Anderson, Fallback, Picard, Solver
 
 __all__ = ["Matching", "match_states"]
 

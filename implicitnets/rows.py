@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..balls import project_l1_ball
-from ..prox import L1, L2, LInf, Prox
-from ..solution import ConvergenceWarning, Status
+from .balls import project_l1_ball
+from .prox import L1, L2, LInf, Prox
+from .solution import ConvergenceWarning, Status
 
 __all__ = ["RowFit", "match_rows"]
 

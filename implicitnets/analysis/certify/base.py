@@ -1,0 +1,34 @@
+"""What the ways to bound an equilibrium share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .problem import Problem
+
+__all__ = ["Bounder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounder(ABC):
+    """A way to bound all equilibria over a region. A value: frozen, comparable, printable."""
+
+    def tighten(self, problem: Problem) -> Problem:
+        """The problem with better bounds of z and x, if this way has any to give at an acceptable price."""
+        return problem
+
+    @abstractmethod
+    def maximum(self, problem: Problem, x_part: Tensor, u_part: Tensor) -> Tensor:
+        """An upper bound of c·x + d·u over all inputs of the region and their equilibria, rounding included.
+
+        Args:
+            problem: What is asked, with the bounds known so far.
+            x_part: c, (k, states), or (batch, k, states) where it differs between the samples.
+            u_part: d, (k, inputs) or (batch, k, inputs).
+
+        Returns:
+            (batch, k), float64; infinite where nothing is known.
+        """

@@ -1,0 +1,140 @@
+"""All equilibria over a region of inputs, and the bounds of them that are known so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...activations import Activation, Blocks, GroupSort, MaxPool
+from ...models import AffineForm, NotAffine
+from ..regions import Region
+
+__all__ = ["Bounds", "Problem", "product"]
+
+EXACT = {"relu", "identity", "hardtanh"}
+"""Activations that are evaluated without rounding."""
+
+
+class Bounds(NamedTuple):
+    """Least and largest values, both of the same shape; −∞ and ∞ where nothing is known."""
+
+    low: Tensor
+    high: Tensor
+
+    def meet(self, other: Bounds) -> Bounds:
+        """What both say."""
+        return Bounds(torch.maximum(self.low, other.low), torch.minimum(self.high, other.high))
+
+    @property
+    def size(self) -> Tensor:
+        """The largest absolute value."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """The set of (u, x) with u in a region and x = φ(z), z = Ax + Bu + b; all tensors float64.
+
+    Attributes:
+        form: The model.
+        region: Where u is.
+        x0: States found for the centre, (batch, states), not trusted: their residual is measured by who uses them.
+        z: Bounds of z that hold for every equilibrium of every input, (batch, rows).
+        x: Bounds of x, likewise.
+    """
+
+    form: AffineForm
+    region: Region
+    x0: Tensor
+    z: Bounds
+    x: Bounds
+
+    @classmethod
+    def of(cls, form: AffineForm, region: Region, x0: Tensor) -> Problem:
+        """The problem with what φ's range alone says of x.
+
+        Raises:
+            NotAffine: If φ is not known to rise with every entry.
+        """
+        if not all(_rises(phi) for phi, _ in Blocks((form.activation, form.rows)).parts):
+            raise NotAffine(
+                f"nothing is proved of activation={form.activation!r}: there are bounds for component-wise ones with "
+                "slopes of at least 0, such as relu and tanh, for MaxPool and GroupSort, and for blocks of these"
+            )
+        unknown = form.B.new_full((len(x0), form.rows), torch.inf)
+        z = Bounds(-unknown, unknown)
+        return cls(form=form, region=region, x0=x0, z=z, x=states(form, z))
+
+    def tighten(self, z: Bounds | None = None, x: Bounds | None = None) -> Problem:
+        """The problem with what is known already and this: x = φ(z) carries bounds of z over to x."""
+        z = self.z if z is None else self.z.meet(z)
+        x = self.x if x is None else self.x.meet(x)
+        return replace(self, z=z, x=x.meet(states(self.form, z)))
+
+    def take(self, index: Tensor) -> Problem:
+        """The problem of some samples."""
+        return replace(
+            self,
+            region=self.region.take(index),
+            x0=self.x0[index],
+            z=Bounds(*(part[index] for part in self.z)),
+            x=Bounds(*(part[index] for part in self.x)),
+        )
+
+    @cached_property
+    def known(self) -> Tensor:
+        """Which samples have finite bounds of all states, (batch,)."""
+        return torch.isfinite(self.x.size).all(1)
+
+    def maximum(self, x_part: Tensor, u_part: Tensor) -> Tensor:
+        """An upper bound of c·x + d·u over the bounds of x and the region, with rounding: interval arithmetic.
+
+        Args:
+            x_part: c, (k, states) or (batch, k, states).
+            u_part: d, (k, inputs) or (batch, k, inputs).
+
+        Returns:
+            (batch, k).
+        """
+        centre, reach = self.region.centre, self.region.support(u_part)
+        value = (
+            product(x_part.clamp_min(0), self.x.high)
+            + product(x_part.clamp_max(0), self.x.low)
+            + product(u_part, centre)
+            + reach
+        )
+        return value + self.rounding(x_part, u_part)
+
+    def rounding(self, x_part: Tensor, u_part: Tensor) -> Tensor:
+        """More than the rounding error of c·x + d·u, however it is summed up, (batch, k); c, d of a few roundings."""
+        inputs = torch.maximum(self.region.low.abs(), self.region.high.abs())
+        size = product(x_part.abs(), self.x.size) + product(u_part.abs(), inputs)
+        terms = self.form.states + self.form.inputs + 8
+        return 4 * terms * torch.finfo(size.dtype).eps * size
+
+
+def product(w: Tensor, v: Tensor) -> Tensor:
+    """The products w·v, (batch, k), for w of (k, n) or (batch, k, n) and v of (batch, n); 0 · ∞ is 0."""
+    finite = torch.isfinite(v)
+    if bool(finite.all()):
+        return v @ w.T if w.dim() == 2 else torch.linalg.vecdot(w, v[:, None])
+    terms = w * v[:, None]
+    return torch.where(w == 0, torch.zeros_like(terms), terms).sum(-1)
+
+
+def states(form: AffineForm, z: Bounds) -> Bounds:
+    """Bounds of φ(z) for a φ that rises with every entry, rounded outwards."""
+    low, high = form.activation(z.low), form.activation(z.high)
+    if getattr(form.activation, "name", None) in EXACT:
+        return Bounds(low, high)
+    slack = 4 * torch.finfo(low.dtype).eps
+    return Bounds(low - slack * low.abs(), high + slack * high.abs())
+
+
+def _rises(phi: Activation) -> bool:
+    slopes = phi.slopes()
+    return isinstance(phi, MaxPool | GroupSort) or (phi.componentwise and slopes is not None and slopes[0] >= 0)

@@ -1,0 +1,126 @@
+"""First bounds of all equilibria over a region, from what makes the model well-posed; and interval iterations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .problem import Bounds, Problem
+
+__all__ = ["ball", "box", "interval"]
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def box(problem: Problem) -> Problem:
+    """|x − x₀| ≤ (I − G)⁻¹ (s + r) where G = |A| has spectral radius below 1 (El Ghaoui et al. 2021, section 4).
+
+    s bounds |B(u − u₀)| and r is the residual of x₀. Where φ maps groups of rows to groups of states, a row of G and s
+    is the largest of its group. For a component-wise φ with slopes in [0, 1], row i of G and s is that of |A| without
+    the diagonal and of s, divided by 1 − aᵢᵢ, and rᵢ is divided by min(1, 1 − aᵢᵢ): the gain of r ↦ x = φ(aᵢᵢx + r)
+    (Jafarpour et al. 2021). Nothing is learned where the spectral radius is not below 1.
+    """
+    form, region, x0 = problem.form, problem.region, problem.x0
+    steepest = form.activation.lipschitz(float("inf"))
+    if steepest == float("inf"):
+        return problem
+    spread = steepest * torch.maximum(region.support(form.B), region.support(-form.B))
+    gain = steepest * form.A.abs()
+    rest = _residual(problem)
+    slopes, own = form.activation.slopes(), 1 - form.A.diagonal()
+    if form.activation.componentwise and slopes is not None and slopes[1] <= 1 and bool((own > 0).all()):
+        gain, spread = (form.A.abs() - torch.diag(form.A.diagonal().abs())) / own[:, None], spread / own
+        rest = rest / own.clamp_max(1)
+    right = _to_states(problem, spread) + rest
+    reach = _solve(_to_states(problem, gain.T).T, right * (1 + 1e-12))
+    return problem.tighten(x=Bounds(x0 - reach, x0 + reach))
+
+
+def ball(problem: Problem) -> Problem:
+    """‖x − y‖ ≤ (max ‖B(u − u₀)‖ + ‖Ar‖) / m in the norm ‖v‖² = vᵀΛv in which I − A is strongly monotone.
+
+    y = φ(Ax₀ + Bu₀ + b) = x₀ − r is the equilibrium of an injection that differs by Ar. For slopes in [0, 1],
+    m ‖x − y‖² ≤ (x − y)ᵀΛ(I − A)(x − y) ≤ (x − y)ᵀΛ(B(u − u₀) − Ar) (Pabbaraju, Winston and Kolter 2021, theorem 1).
+    Row i of z is then within ‖Aᵢ‖ of the dual norm times that of its value at y. Nothing is learned where I − A is not
+    monotone in the norm of the form's weights.
+    """
+    form, region = problem.form, problem.region
+    slopes = form.activation.slopes()
+    if not form.activation.componentwise or slopes is None or slopes[0] < 0 or slopes[1] > 1:
+        return problem
+    root = form.A.new_ones(form.states) if form.weights is None else form.weights.sqrt()
+    scaled = root[:, None] * form.A / root
+    size = float(torch.linalg.matrix_norm(scaled))
+    margin = 1 - float(torch.linalg.eigvalsh((scaled + scaled.T) / 2)[-1]) - 8 * form.states * EPS * (1 + size)
+    if not margin > 0:
+        return problem
+    r = _residual(problem)
+    y, error = problem.x0, (root * r).norm(dim=1) + (root * (r @ form.A.abs().T)).norm(dim=1) / margin
+    injected = root[:, None] * form.B
+    moved = torch.maximum(region.support(injected), region.support(-injected)).norm(dim=1)
+    widest = (torch.maximum(region.high - region.centre, region.centre - region.low)).norm(dim=1)
+    radius = getattr(region, "radius", widest) if getattr(region, "p", 0) == 2 else widest
+    moved = torch.minimum(moved, radius * torch.linalg.matrix_norm(injected, 2))
+    reach = (moved / margin + error) * (1 + 1e-12 * form.states)
+    x = Bounds(y - reach[:, None] / root, y + reach[:, None] / root)
+    centre, dual = form.preactivation(y, region.centre), torch.linalg.vector_norm(form.A / root, dim=1)
+    slack = _slack(problem) + reach[:, None] * dual
+    low = centre - slack - region.support(-form.B) * (1 + 1e-12)
+    return problem.tighten(z=Bounds(low, centre + slack + region.support(form.B) * (1 + 1e-12)), x=x)
+
+
+def interval(problem: Problem, steps: int = 100, rtol: float = 1e-6) -> Problem:
+    """Interval iterations z ← Ax + Bu + b, x ← φ(z), each met with what was known, until a step gains next to nothing.
+
+    They keep every equilibrium inside. From a box that holds all they go to the embedded equilibrium of mixed monotone
+    systems (Jafarpour et al. 2021, arXiv 2112.05310).
+    """
+    A, B = problem.form.A, problem.form.B
+    for _ in range(steps):
+        before = problem.x
+        high = problem.maximum(A, B) + problem.form.b
+        low = -problem.maximum(-A, -B) + problem.form.b
+        problem = problem.tighten(z=Bounds(low, high))
+        gained = (before.high - before.low) - (problem.x.high - problem.x.low)
+        if not bool((gained > rtol * (before.high - before.low)).any()):  # nan where both are infinite
+            break
+    return problem
+
+
+def _to_states(problem: Problem, v: Tensor) -> Tensor:
+    """From nonnegative values of rows, (k, rows), the largest of each group for the states it makes, (k, states)."""
+    form = problem.form
+    parts, at = [], 0
+    for count, before, after in form.activation.groups(form.rows):
+        piece = v[:, at : at + count * before].unflatten(1, (count, before)).amax(-1)
+        parts.append(piece.repeat_interleave(after, 1))
+        at += count * before
+    return torch.cat(parts, 1)
+
+
+def _slack(problem: Problem) -> Tensor:
+    """More than the rounding error of Ax₀ + Bu₀ + b, (batch, rows)."""
+    form = problem.form
+    size = problem.x0.abs() @ form.A.abs().T + problem.region.centre.abs() @ form.B.abs().T + form.b.abs()
+    return 4 * (form.states + form.inputs + 8) * EPS * size
+
+
+def _residual(problem: Problem) -> Tensor:
+    """A bound of |φ(Ax₀ + Bu₀ + b) − x₀|, (batch, states)."""
+    form, x0 = problem.form, problem.x0
+    value = form.activation(form.preactivation(x0, problem.region.centre))
+    slack = form.activation.lipschitz(float("inf")) * _to_states(problem, _slack(problem))
+    return (value - x0).abs() + slack + 8 * EPS * (value.abs() + x0.abs())
+
+
+def _solve(gain: Tensor, right: Tensor) -> Tensor:
+    """A v ≥ (I − G)⁻¹ q for nonnegative G and rows q, infinite where there is none.
+
+    The solution is not trusted: a v > 0 with v > Gv + q is at least the right side, and proves that the spectral radius
+    of G is below 1.
+    """
+    floor = torch.finfo(right.dtype).eps * (right.amax(1, keepdim=True) + torch.finfo(right.dtype).tiny)
+    right = right + floor
+    v = torch.linalg.solve_ex(torch.eye(len(gain)).to(gain) - gain, right.T)[0].T * (1 + 1e-9)
+    proved = (v > 0) & (v * (1 - 4 * (len(gain) + 8) * EPS) >= v @ gain.T * (1 + 1e-12) + right)
+    return torch.where(proved.all(1, keepdim=True), v, torch.inf)

@@ -1,0 +1,232 @@
+"""Sets of inputs around given ones: what may happen to an input."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..balls import project_l1_ball
+
+__all__ = ["Ball", "Box", "Cardinality", "Region", "region"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Region(ABC):
+    """A closed convex set of inputs for each sample, or one whose convex hull bounds are the same.
+
+    Attributes:
+        centre: The inputs given, (batch, inputs).
+        low: No input of the region is below, (batch, inputs).
+        high: No input of the region is above, (batch, inputs).
+    """
+
+    centre: Tensor
+    low: Tensor
+    high: Tensor
+
+    @abstractmethod
+    def support(self, w: Tensor) -> Tensor:
+        """An upper bound of w·(u − centre) over the region; exact where nothing is cut off by a domain.
+
+        Args:
+            w: (batch, k, inputs), or (k, inputs) for the same in all samples.
+
+        Returns:
+            (batch, k).
+        """
+
+    @abstractmethod
+    def maximizer(self, w: Tensor) -> Tensor:
+        """A u of the region with the largest w·u (with a domain, nearly), (batch, inputs), for w of that shape."""
+
+    @abstractmethod
+    def project(self, u: Tensor) -> Tensor:
+        """A point of the region near u, (batch, inputs), u itself if it is in the region."""
+
+    @abstractmethod
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A random point of each, (batch, inputs)."""
+
+    def contains(self, u: Tensor, tol: float = 1e-9) -> Tensor:
+        """Which u are in their region up to rounding, (batch,)."""
+        return (self.project(u) - u).abs().amax(1) <= tol * (1 + u.abs().amax(1))
+
+    def take(self, index: Tensor) -> Region:
+        """The regions of some samples."""
+        parts: dict[str, Any] = {k: v[index] if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return type(self)(**parts)
+
+    def _box_support(self, w: Tensor) -> Tensor:
+        up, down = self.high - self.centre, self.centre - self.low
+        return _dot(w.clamp_min(0), up) + _dot(w.clamp_max(0).neg(), down)
+
+
+def _dot(w: Tensor, v: Tensor) -> Tensor:
+    """W·v, for w of (k, inputs) or (batch, k, inputs), and v of (batch, inputs)."""
+    return v @ w.T if w.dim() == 2 else torch.linalg.vecdot(w, v[:, None])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Box(Region):
+    """low ≤ u ≤ high."""
+
+    def support(self, w: Tensor) -> Tensor:  # noqa: D102
+        return self._box_support(w)
+
+    def maximizer(self, w: Tensor) -> Tensor:  # noqa: D102
+        return torch.where(w > 0, self.high, torch.where(w < 0, self.low, self.centre))
+
+    def project(self, u: Tensor) -> Tensor:  # noqa: D102
+        return u.clamp(self.low, self.high)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: D102
+        share = torch.rand(self.low.shape, generator=generator, dtype=self.low.dtype)
+        return self.low + share.to(self.low.device) * (self.high - self.low)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ball(Region):
+    """‖u − centre‖ₚ ≤ radius and low ≤ u ≤ high.
+
+    Attributes:
+        radius: (batch,).
+        p: 1 or 2.
+    """
+
+    radius: Tensor
+    p: int
+
+    def support(self, w: Tensor) -> Tensor:  # noqa: D102
+        size = torch.linalg.vector_norm(w, 2 if self.p == 2 else math.inf, dim=-1)
+        return torch.minimum(self.radius[:, None] * size, self._box_support(w))
+
+    def maximizer(self, w: Tensor) -> Tensor:  # noqa: D102
+        if self.p == 2:
+            step = w / torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
+            return self.project(self.centre + self.radius[:, None] * step)
+        return _greedy(self, w, self.radius)
+
+    def project(self, u: Tensor) -> Tensor:  # noqa: D102
+        step = u.clamp(self.low, self.high) - self.centre
+        if self.p == 2:
+            size = torch.linalg.vector_norm(step, dim=1).clamp_min(torch.finfo(u.dtype).tiny)
+            return self.centre + step * (self.radius / size).clamp_max(1)[:, None]
+        scale = self.radius.clamp_min(torch.finfo(u.dtype).tiny)[:, None]
+        return self.centre + project_l1_ball(step / scale, 1.0) * scale
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: D102
+        draw = torch.randn(self.centre.shape, generator=generator, dtype=self.centre.dtype).to(self.centre.device)
+        size = torch.linalg.vector_norm(draw, self.p, dim=1, keepdim=True)
+        share = torch.rand(len(draw), 1, generator=generator, dtype=draw.dtype).to(draw.device)
+        return self.project(self.centre + draw / size * share * self.radius[:, None])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cardinality(Region):
+    """low ≤ u ≤ high, and at most ``count`` entries differ from the centre.
+
+    The region is not convex; ``project`` keeps the largest changes.
+
+    Attributes:
+        count: How many.
+    """
+
+    count: int
+
+    def support(self, w: Tensor) -> Tensor:  # noqa: D102
+        up, down = (self.high - self.centre)[:, None], (self.centre - self.low)[:, None]
+        gain = torch.maximum(w * up, -w * down)
+        largest: Tensor = gain.topk(min(self.count, gain.shape[-1]), dim=-1).values.sum(-1)
+        return largest
+
+    def maximizer(self, w: Tensor) -> Tensor:  # noqa: D102
+        best = torch.where(w > 0, self.high, torch.where(w < 0, self.low, self.centre))
+        return self._keep(best, (best - self.centre) * w)
+
+    def project(self, u: Tensor) -> Tensor:  # noqa: D102
+        u = u.clamp(self.low, self.high)
+        return self._keep(u, (u - self.centre).abs())
+
+    def _keep(self, u: Tensor, worth: Tensor) -> Tensor:
+        chosen = worth.topk(min(self.count, worth.shape[1]), dim=1).indices
+        kept = torch.zeros_like(u, dtype=torch.bool).scatter_(1, chosen, True)
+        return torch.where(kept, u, self.centre)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: D102
+        share, worth = (torch.rand(self.low.shape, generator=generator, dtype=self.low.dtype) for _ in range(2))
+        return self._keep(self.low + share.to(self.low) * (self.high - self.low), worth.to(self.low))
+
+
+def _greedy(ball: Ball, w: Tensor, budget: Tensor) -> Tensor:
+    """The point of an ℓ1 ball within bounds with the largest w·u: the budget goes to the largest |wᵢ| first."""
+    room = torch.where(w > 0, ball.high - ball.centre, ball.centre - ball.low).clamp_max(budget[:, None])
+    room = torch.where(w == 0, torch.zeros_like(room), room)
+    order = w.abs().argsort(1, descending=True)
+    sorted_room = room.gather(1, order)
+    spent = (sorted_room.cumsum(1) - sorted_room).clamp_max(budget[:, None])
+    used = torch.minimum(sorted_room, budget[:, None] - spent)
+    return ball.centre + torch.zeros_like(w).scatter(1, order, used) * w.sign()
+
+
+def region(
+    x: Tensor,
+    radius: float | Tensor,
+    norm: float | str = "inf",
+    *,
+    cardinality: int | None = None,
+    domain: tuple[float, float] | None = None,
+) -> Region:
+    """The inputs within a radius of x.
+
+    Examples:
+        >>> pixels = torch.rand(5, 64)
+        >>> ball = region(pixels, 0.1, norm=2, domain=(0, 1))
+        >>> bool(ball.contains(ball.sample()).all())
+        True
+
+    Args:
+        x: (batch, ...), flattened.
+        radius: A number, or a tensor that broadcasts to x: each feature has its own, 0 where it is certain. With the
+            norms 2 and 1 there is one for each sample, (batch, 1).
+        norm: "inf" (a box), 2 or 1.
+        cardinality: At most so many entries change, each within the radius; with the maximum norm.
+        domain: The least and the largest value that any entry can have, or None. x must be inside.
+
+    Raises:
+        ValueError: If an argument does not fit the others.
+    """
+    if not x.is_floating_point() or x.dim() < 2:
+        raise ValueError(f"x must be a batch of floating point, (batch, ...), not {x.dtype} of shape {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x has entries that are not finite: leave these samples out")
+    kind = {"inf": math.inf, "2": 2, "1": 1}.get(str(norm).removesuffix(".0"))
+    if kind is None:
+        raise ValueError(f'norm={norm!r}: the norms are "inf", 2 and 1')
+    if cardinality is not None and (kind != math.inf or cardinality < 0):
+        raise ValueError(f"cardinality={cardinality}, norm={norm!r}: it must be at least 0, and is for norm='inf'")
+    size = torch.as_tensor(radius, dtype=x.dtype, device=x.device)
+    if not bool(((size >= 0) & torch.isfinite(size)).all()):
+        raise ValueError(f"radius={radius}: it must be at least 0 and finite")
+    shape = x.shape if kind == math.inf else (len(x), *(1 for _ in x.shape[1:]))
+    try:
+        reach = size.expand(shape).flatten(1)
+    except RuntimeError as error:
+        raise ValueError(f"radius has shape {tuple(size.shape)}, which does not broadcast to {shape}") from error
+    flat = x.flatten(1)
+    low, high = _domain(flat, domain)
+    limits = {"centre": flat, "low": torch.maximum(low, flat - reach), "high": torch.minimum(high, flat + reach)}
+    if kind != math.inf:
+        return Ball(**limits, radius=reach[:, 0], p=int(kind))
+    return Box(**limits) if cardinality is None else Cardinality(**limits, count=cardinality)
+
+
+def _domain(x: Tensor, domain: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
+    least, largest = (-math.inf, math.inf) if domain is None else domain
+    if not bool(((x >= least) & (x <= largest)).all()):
+        raise ValueError(f"domain={domain}: x has entries from {float(x.min()):g} to {float(x.max()):g}, outside of it")
+    return torch.full_like(x, least), torch.full_like(x, largest)

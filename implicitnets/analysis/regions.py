@@ -114,8 +114,8 @@ class Ball(Region):
     def project(self, u: Tensor) -> Tensor:  # noqa: D102
         step = u.clamp(self.low, self.high) - self.centre
         if self.p == 2:
-            size = torch.linalg.vector_norm(step, dim=1).clamp_min(torch.finfo(u.dtype).tiny)
-            return self.centre + step * (self.radius / size).clamp_max(1)[:, None]
+            size: Tensor = torch.linalg.vector_norm(step, dim=1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
+            return self.centre + step * (self.radius[:, None] / size).clamp_max(1)
         scale = self.radius.clamp_min(torch.finfo(u.dtype).tiny)[:, None]
         return self.centre + project_l1_ball(step / scale, 1.0) * scale
 

@@ -66,9 +66,10 @@ def _fold(layers: list[nn.Module], shape: tuple[int, ...] | None) -> AffineForm:
     first: Linear | None = None  # what comes before the first states
     for equilibrium, group in groupby(layers, lambda layer: isinstance(layer, Equilibrium)):
         run: list[Any] = list(group)
-        for part in run if equilibrium else _run(run, shape):
+        parts: list[Any] = run if equilibrium else _run(run, shape)
+        for part in parts:
             if not isinstance(part, tuple):
-                own = part.affine(shape) if equilibrium else part
+                own: AffineForm = part.affine(shape) if equilibrium else part
                 later = own if first is None else own.before(*first)
                 form, first = later if form is None else form.cascade(later), None
                 shape = form.output_shape or (form.outputs,)

@@ -167,16 +167,8 @@ class MonotoneConvDEQ(_Periodic):
         backward: Backward = Implicit(),
         start: Start | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            (channels,),
-            kernel_size=kernel_size,
-            m=m,
-            activation=activation,
-            solver=solver,
-            backward=backward,
-            start=start,
-        )
+        how: dict[str, Any] = {"solver": solver, "backward": backward, "start": start}
+        super().__init__(in_channels, (channels,), kernel_size=kernel_size, m=m, activation=activation, **how)
         self.channels = channels
 
     def forward(self, x: Tensor, z0: Tensor | None = None) -> Tensor:
@@ -244,16 +236,8 @@ class MonotoneMultiTierDEQ(_Periodic):
         backward: Backward = Implicit(),
         start: Start | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            channels,
-            kernel_size=kernel_size,
-            m=m,
-            activation=activation,
-            solver=solver,
-            backward=backward,
-            start=start,
-        )
+        how: dict[str, Any] = {"solver": solver, "backward": backward, "start": start}
+        super().__init__(in_channels, channels, kernel_size=kernel_size, m=m, activation=activation, **how)
         self.channels = tuple(channels)
 
     def forward(self, x: Tensor, z0: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -121,12 +122,14 @@ def measure(kind, dataset, options, out):
 
 
 def show(best, seconds):
-    print("| method | step size | training loss | accuracy (%) | seconds an epoch |\n|---|--:|--:|--:|--:|")
+    print("| method | step size | training loss | accuracy (%) | time of an epoch, AdamW = 1 |\n|---|--:|--:|--:|--:|")
     for method, (rate, runs) in best.items():
         losses, _, accuracies = zip(*(rows[-1] for rows in runs), strict=True)
         spread = f"{100 * min(accuracies):.1f}–{100 * max(accuracies):.1f}"
         middle = f"{100 * statistics.mean(accuracies):.1f} ({spread})"
-        print(f"| {method} | {rate:g} | {statistics.mean(losses):.3f} | {middle} | {seconds[method]:.2g} |")
+        print(
+            f"| {method} | {rate:g} | {statistics.mean(losses):.3f} | {middle} | {seconds[method] / seconds['AdamW']:.1f} |"
+        )
 
 
 def draw(best, seconds, title):
@@ -140,7 +143,9 @@ def draw(best, seconds, title):
         axes.grid(color="#d9dee3", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("training loss")
+    figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[1].set_xscale("log")
+    figure.axes[1].xaxis.set_minor_formatter(NullFormatter())
     figure.axes[1].legend(frameon=False, fontsize=8)
     return figure
 

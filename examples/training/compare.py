@@ -127,9 +127,8 @@ def show(best, seconds):
         losses, _, accuracies = zip(*(rows[-1] for rows in runs), strict=True)
         spread = f"{100 * min(accuracies):.1f}–{100 * max(accuracies):.1f}"
         middle = f"{100 * statistics.mean(accuracies):.1f} ({spread})"
-        print(
-            f"| {method} | {rate:g} | {statistics.mean(losses):.3f} | {middle} | {seconds[method] / seconds['AdamW']:.1f} |"
-        )
+        ratio = seconds[method] / seconds["AdamW"]
+        print(f"| {method} | {rate:g} | {statistics.mean(losses):.3f} | {middle} | {ratio:.1f} |")
 
 
 def draw(best, seconds, title):

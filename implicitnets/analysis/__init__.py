@@ -5,17 +5,23 @@ from __future__ import annotations
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
+from .regions import Ball, Box, Cardinality, Region, region
 from .slopes import activation_slopes
 from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
 
 __all__ = [
+    "Ball",
+    "Box",
+    "Cardinality",
     "DominantEigenvalue",
     "Invertibility",
+    "Region",
     "SingularElement",
     "activation_slopes",
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",
+    "region",
     "spectral_norm",
     "spectral_radius",
 ]

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from .multipliers import stabilizer
 
@@ -78,7 +80,7 @@ def lyapunov_scaling(w: Array, radius: Array) -> tuple[float, Array]:
     plain = weighted(w, radius, ones)
     if plain > 0:
         return plain, ones
-    found = stabilizer(w)
+    found = stabilizer(w, np.zeros(len(w)), ones)
     margin = weighted(w, radius, found)
     return (margin, found) if margin > plain else (plain, ones)
 
@@ -96,7 +98,7 @@ def perron_scaling(metzler: Array) -> tuple[float, Array]:
     abscissa is such an η; the bound is then below c. The η of the smallest bound is returned.
     """
     eye, ones = np.eye(len(metzler)), np.ones(len(metzler))
-    abscissa = float(np.linalg.eigvals(metzler).real.max())
+    abscissa = _abscissa(metzler)
     best = _scaled_rows(metzler, ones), ones
     for gap in (1e-6, 1e-3, 1e-1):
         try:
@@ -106,6 +108,16 @@ def perron_scaling(metzler: Array) -> tuple[float, Array]:
         if np.isfinite(eta).all() and eta.min() > 0:
             best = max(best, (_scaled_rows(metzler, eta), eta), key=lambda pair: pair[0])
     return best
+
+
+def _abscissa(matrix: Array) -> float:
+    """The largest real part of an eigenvalue: one of an irreducible block."""
+    count, label = connected_components(csr_array(matrix), connection="strong")
+    largest = float(matrix.diagonal().max())
+    for number in np.flatnonzero(np.bincount(label, minlength=count) > 1):
+        block = np.ix_(label == number, label == number)
+        largest = max(largest, float(np.linalg.eigvals(matrix[block]).real.max()))
+    return largest
 
 
 def _scaled_rows(nonnegative: Array, eta: Array) -> float:

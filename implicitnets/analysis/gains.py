@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,17 +35,16 @@ def constants(form: AffineForm, p: float) -> Tensor:
     return torch.cat([form.A.new_full((rows,), phi.lipschitz(p)) for phi, rows in parts])
 
 
-def slopes(form: AffineForm) -> tuple[Tensor, Tensor] | None:
-    """The least and the largest slope of every row, or None if φ is not component-wise or they are not bounded."""
-    least, largest = [], []
-    for phi, rows in Blocks((form.activation, form.rows)).parts:
+def slopes(form: AffineForm, rows: Any = slice(None)) -> tuple[Tensor, Tensor] | None:
+    """The least and the largest slope of rows, or None if φ is not component-wise there or they are not bounded."""
+    found = []
+    for phi, count in Blocks((form.activation, form.rows)).parts:
         steepest = phi.lipschitz(float("inf"))
-        low, high = phi.slopes() or (-steepest, steepest)
-        if not phi.componentwise or steepest == float("inf"):
-            return None
-        least.append(form.A.new_full((rows,), low))
-        largest.append(form.A.new_full((rows,), high))
-    return torch.cat(least), torch.cat(largest)
+        known = phi.slopes() or (-steepest, steepest)
+        low, high = known if phi.componentwise else (-float("inf"), float("inf"))
+        found.append(torch.tensor([[low], [high]], dtype=form.A.dtype).expand(2, count))
+    least, largest = torch.cat(found, 1)[:, rows]
+    return (least, largest) if bool(torch.isfinite(largest - least).all()) else None
 
 
 def gains(form: AffineForm, *, eliminate: bool = True) -> Gains | None:

@@ -8,7 +8,6 @@ rounding: those who use it check it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +37,8 @@ class Pencil:
     def __call__(self, weights: Array, t: float) -> Array:
         """F(λ, t)."""
         half: Array = self.p.T @ (weights[:, None] * self.q)
-        return half + half.T + t * np.diag(self.g) - self.constant
-
-    def size(self, weights: Array, t: float) -> Array:
-        """The sum of the absolute values of all that is added up in each entry of F."""
-        half: Array = np.abs(self.p).T @ (weights[:, None] * np.abs(self.q))
-        return half + half.T + t * np.diag(self.g) + np.abs(self.constant)
+        value: Array = half + half.T + t * np.diag(self.g) - self.constant
+        return value
 
 
 @dataclass
@@ -128,13 +123,17 @@ def _search(barrier: _Barrier, at: Array, step: Array, square: float, kappa: flo
     return at, False
 
 
-def stabilizer(w: Any) -> Array:
-    """Weights Λ with Λ(I − W) + (I − W)ᵀΛ positive definite, if there are any: they are not checked."""
+def stabilizer(w: Array, least: Array, largest: Array) -> Array:
+    """Weights with which Σ λₖ (x − az)ₖ (x − bz)ₖ > 0 for z = Wx and every x, if there are any: they are not checked.
+
+    For slopes in [0, 1] that is Λ(I − W) + (I − W)ᵀΛ > 0.
+    """
     n = len(w)
     balanced, (scale, _) = matrix_balance(w, permute=False, separate=True)  # which spares the search bad units
-    pencil = Pencil(p=np.eye(n), q=np.eye(n) - balanced, g=np.ones(n), constant=np.zeros((n, n)))
+    p, q = np.eye(n) - least[:, None] * balanced, np.eye(n) - largest[:, None] * balanced
+    pencil = Pencil(p=p, q=q, g=np.ones(n), constant=np.zeros((n, n)))
     ones = np.ones(n)
-    least = float(np.linalg.eigvalsh(pencil(ones, 0.0))[0])
-    weights, _ = minimize(pencil, ones, 1.0 + 2 * max(0.0, -least), total=2.0 * n, sign=True)
+    smallest = float(np.linalg.eigvalsh(pencil(ones, 0.0))[0])
+    weights, _ = minimize(pencil, ones, 1.0 + 2 * max(0.0, -smallest), total=2.0 * n, sign=True)
     found: Array = weights / scale**2
     return found

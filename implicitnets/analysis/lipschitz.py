@@ -81,8 +81,9 @@ def lipschitz(
       units of the states (El Ghaoui et al. 2021, section 4);
     - monotone: ‖C‖‖B‖ / m + ‖D‖, with the margin m of monotonicity, for slopes in [0, 1] (Pabbaraju, Winston and Kolter
       2021, theorem 1), and weighted: the same in a norm ‖x‖² = xᵀΛx in which I − A is monotone;
-    - multipliers: in the 2-norm, the best that a linear matrix inequality proves (Revay, Wang and Manchester 2020), see
-      ``multiplier_bound``. Found by Newton steps of O((states + outputs)³).
+    - multipliers: the best that a linear matrix inequality in weights of the units proves (Revay, Wang and Manchester
+      2020; for feed-forward networks Fazlyab et al. 2019), found by Newton steps of O((states + outputs)³). In the other
+      norms than 2 the inequality is that of a 2-norm that fits; in the maximum norm there is one for each output.
 
     Examples:
         >>> from implicitnets.models import LipschitzDEQ
@@ -119,8 +120,8 @@ def lipschitz(
         raise ValueError(f"x has shape {tuple(x.shape)}, and the model has {form.inputs} inputs")
     pair: Pair = steepest_pair(form, p, x.detach().to("cpu", torch.float64).flatten(1), steps)
     upper = {"product": _product(form, p), "sensitivity": _sensitivity(form, p), **_monotone(form, p)}
-    if p == 2 and multipliers:
-        upper["multipliers"] = multiplier_bound(form)[0]
+    if multipliers:
+        upper["multipliers"] = multiplier_bound(form, p, pair.jacobian)
     return Lipschitz(norm=p, upper=upper, lower=pair.ratio * (1 - DOUBT), pair=pair.inputs)
 
 

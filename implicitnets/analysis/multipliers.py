@@ -77,7 +77,14 @@ class _Barrier:
 
 
 def minimize(
-    pencil: Pencil, weights: Array, t: float, *, gap: float = 1e-5, total: float = np.inf, sign: bool = False
+    pencil: Pencil,
+    weights: Array,
+    t: float,
+    *,
+    gap: float = 1e-5,
+    total: float = np.inf,
+    enough: float = -np.inf,
+    sign: bool = False,
 ) -> tuple[Array, float]:
     """The weights λ > 0, Σ λ < total, with the smallest t of which F(λ, t) is positive definite: path following.
 
@@ -87,6 +94,7 @@ def minimize(
         t: Likewise.
         gap: How far from the smallest t to stop, as a share of |t|.
         total: A bound of the sum of the weights.
+        enough: A t that is small enough to stop.
         sign: Whether only the sign of the smallest t is wanted: then it stops once that is known.
 
     Returns:
@@ -101,13 +109,13 @@ def minimize(
                 step, square = barrier.step(at, kappa)
             except np.linalg.LinAlgError:
                 return at[:-1], float(at[-1])
-            if not square > 0.05:
+            if not square > 0.05 or at[-1] <= enough:
                 break
             at, moved = _search(barrier, at, step, square, kappa)
             if not moved:
                 return at[:-1], float(at[-1])
         left = order / kappa
-        if left <= gap * abs(at[-1]) or (sign and (at[-1] > left or (at[-1] < 0 and left < -at[-1]))):
+        if at[-1] <= enough or left <= gap * abs(at[-1]) or (sign and (at[-1] > left or (at[-1] < 0 and left < -at[-1]))):
             break
         kappa *= 10
     return at[:-1], float(at[-1])

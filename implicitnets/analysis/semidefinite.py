@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..models import AffineForm
 from .criteria import EPS, Array
@@ -12,8 +14,38 @@ from .multipliers import Pencil, minimize, stabilizer
 __all__ = ["multiplier_bound"]
 
 
-def multiplier_bound(form: AffineForm) -> tuple[float, Array | None]:
-    """The least γ that multipliers Λ prove, with ‖y(u) − y(v)‖₂ ≤ γ‖u − v‖₂; and Λ, or ∞ and None.
+def multiplier_bound(form: AffineForm, p: float, like: Tensor | None = None) -> float:
+    """The least γ that multipliers prove, with ‖y(u) − y(v)‖ ≤ γ‖u − v‖ in the p-norm; ∞ if they prove none.
+
+    In the maximum norm it is found for each output in turn, in the norm ‖u‖² = Σ tⱼuⱼ² / Σ tⱼ that is at most
+    the maximum norm, for any t > 0: for a linear map it is exact with tⱼ = |Jᵢⱼ|. In the 1-norm it is found for each
+    input in turn, in the norm ‖y‖² = Σ yᵢ² / tᵢ · Σ tᵢ that is at least the 1-norm.
+
+    Args:
+        form: The model.
+        p: 2, 1 or infinity.
+        like: A Jacobian, (outputs, inputs), from which t is taken; ones by default.
+    """
+    bounds = slopes(form)
+    if bounds is None:
+        return np.inf
+    weights = stabilizer(form.A.numpy(), *(bound.numpy() for bound in bounds))
+    if p == 2:
+        return _bound(form, weights)
+    like = torch.ones_like(form.D) if like is None else like.abs()
+    shapes, found = like if p == np.inf else like.T, 0.0
+    for i in shapes.sum(1).argsort(descending=True).tolist():  # the first are likely to be the largest
+        share = shapes[i] + 0.1 * shapes[i].mean() + torch.finfo(like.dtype).tiny
+        share = share / share.sum() * (1 + 8 * EPS * len(share))
+        one, scale = torch.eye(len(shapes)).to(share)[i : i + 1], torch.diag(share.rsqrt())
+        left, right = (one, scale) if p == np.inf else (scale, one.T)
+        part = form.then(left, left.new_zeros(len(left))).before(right, right.new_zeros(len(right)))
+        found = max(found, _bound(part, weights, enough=found**2) * (1 + 4 * EPS))
+    return found
+
+
+def _bound(form: AffineForm, weights: Array, enough: float = 0.0) -> float:
+    """The least γ in the 2-norm, or one with γ² ≤ ``enough``, from weights with which the inequality without C holds.
 
     Differences fulfil Δx = DΔz, Δz = AΔx + BΔu with slopes D in [a, b], thus (Δx − aΔz)ᵢ (bΔz − Δx)ᵢ ≥ 0. If
 
@@ -25,21 +57,18 @@ def multiplier_bound(form: AffineForm) -> tuple[float, Array | None]:
     depends on how well it was solved.
     """
     bounds = slopes(form)
-    if bounds is None:
-        return np.inf, None
+    assert bounds is not None  # else there are no weights
     A, B, C, D = (tensor.numpy() for tensor in (form.A, form.B, form.C, form.D))
     least, largest = (bound.numpy() for bound in bounds)
-    weights = stabilizer(A, least, largest)
     inputs = np.concatenate([B, D]) if D.any() else B
     inputs = np.linalg.qr(inputs.T, mode="r").T
     direct = inputs[len(B) :] if D.any() else np.zeros((len(C), inputs.shape[1]))
     pencil = _inequality(A, inputs[: len(B)], C, direct, least, largest)
     start = _feasible(pencil, len(A), weights)
     if start is None:
-        return np.inf, None
-    weights, square = minimize(pencil, *start)
-    square = _proved(form, least, largest, weights, square)
-    return float(np.sqrt(square) * (1 + 4 * EPS)), weights
+        return np.inf
+    square = _proved(form, least, largest, *minimize(pencil, *start, enough=enough))
+    return float(np.sqrt(square) * (1 + 4 * EPS))
 
 
 def _inequality(A: Array, B: Array, C: Array, D: Array, least: Array, largest: Array, sign: float = 1.0) -> Pencil:

@@ -17,22 +17,25 @@ CHOSEN = 8
 
 
 class Pair(NamedTuple):
-    """Two inputs, and how much further apart their outputs are."""
+    """Two inputs, how much further apart their outputs are, and the Jacobian at one, (outputs, inputs)."""
 
     ratio: float
     inputs: Tensor | None
+    jacobian: Tensor | None
 
 
 class Local(NamedTuple):
     """The Jacobian J of one sample, where it is steepest, and where to go to make it steeper.
 
     Attributes:
+        jacobian: J, (outputs, inputs).
         norm: ‖J‖.
         direction: A v with ‖Jv‖ = ‖J‖‖v‖.
         rows: ∂z/∂u, (rows, inputs).
         pull: ∂‖J‖/∂φ′ of each row, or None where φ is not component-wise.
     """
 
+    jacobian: Tensor
     norm: float
     direction: Tensor
     rows: Tensor
@@ -48,7 +51,7 @@ def steepest_pair(form: AffineForm, p: float, samples: Tensor, steps: int) -> Pa
     Warns:
         ConvergenceWarning: If an equilibrium was not found; such samples are left out.
     """
-    best, u = Pair(0.0, None), samples
+    best, u = Pair(0.0, None, None), samples
     kept, locals_ = _locals(form, p, u)
     if not locals_:
         return best
@@ -84,9 +87,9 @@ def _local(form: AffineForm, p: float, z: Tensor) -> Local:
     norm, left, direction = _norm(J, p)
     rows = form.B + form.A @ states
     if not form.activation.componentwise:
-        return Local(norm, direction, rows, None)
+        return Local(J, norm, direction, rows, None)
     back = torch.linalg.solve_ex(element.T, (form.C.T @ left)[:, None])[0][:, 0]
-    return Local(norm, direction, rows, back * (rows @ direction))
+    return Local(J, norm, direction, rows, back * (rows @ direction))
 
 
 def _norm(J: Tensor, p: float) -> tuple[float, Tensor, Tensor]:
@@ -120,7 +123,7 @@ def _step(form: AffineForm, u: Tensor, locals_: list[Local], share: float) -> Te
 
 def _pair(form: AffineForm, p: float, u: Tensor, locals_: list[Local]) -> Pair:
     """The best of steps of several lengths along the steepest directions."""
-    best = Pair(0.0, None)
+    best = Pair(0.0, None, None)
     direction = torch.stack([local.direction for local in locals_])
     for length in (1e-4, 1e-2, 1.0):
         v = u + length * direction * (1 + torch.linalg.vector_norm(u, p, dim=1, keepdim=True))
@@ -130,5 +133,5 @@ def _pair(form: AffineForm, p: float, u: Tensor, locals_: list[Local]) -> Pair:
         ratio = change / torch.linalg.vector_norm(v - u, p, dim=1)
         ratio = torch.where(both.converged[: len(u)] & both.converged[len(u) :], ratio, 0.0)
         i = int(ratio.argmax())
-        best = _best(best, Pair(float(ratio[i]), torch.stack([u[i], v[i]])))
+        best = _best(best, Pair(float(ratio[i]), torch.stack([u[i], v[i]]), locals_[i].jacobian))
     return best

@@ -5,8 +5,8 @@
 The models are a network 784-500-10 of ReLUs, and the implicit model x = relu(Ax + Bu + b), y = Cx + Du + c of 100
 states with ‖A‖∞ ≤ 0.95. Each method takes the step size of the same grid with which its loss on images held back from
 the training part is least (seed 0), without a schedule; then the seeds follow. A run that is worse than a constant
-after its first epoch is given up. Runs that were done are not done again: their results are in ``results.json``. The
-seconds of an epoch are measured at the end of each call, the methods in turn.
+after its first epoch is given up. Runs that were done are not done again: their results are in ``results.json``, and so
+are the seconds of an epoch, measured at the end, the methods in turn; ``--clock`` measures these again.
 """
 
 import argparse
@@ -98,10 +98,10 @@ def clock(dataset, kind, best, options):
     return {method: statistics.median(taken) for method, taken in seconds.items()}
 
 
-def measure(kind, dataset, options, out):
-    """By method: the best rate and its runs, of which those that are in the file are not repeated."""
+def measure(kind, dataset, options, out, again):
+    """By method: the best rate with its runs, and the seconds; what is in the file is not repeated."""
     path = out / "results.json"
-    record = storage.read_json(path) if path.exists() else {"options": options, "runs": {}}
+    record = storage.read_json(path) if path.exists() else {"options": options, "runs": {}, "seconds": {}}
     if record["options"] != options:
         raise SystemExit(f"{path} is of other options: {record['options']}. Say --out for another folder")
 
@@ -118,7 +118,11 @@ def measure(kind, dataset, options, out):
         if tried:
             rate = min(tried, key=tried.get)
             best[method] = rate, [rows for seed in range(options["seeds"]) if (rows := run(method, rate, seed))]
-    return best
+    name = f"{kind} {dataset.name}"
+    if again or name not in record["seconds"]:
+        record["seconds"][name] = clock(dataset, kind, best, options)
+        storage.write_json(path, record)
+    return best, record["seconds"][name]
 
 
 def show(best, seconds):
@@ -154,14 +158,14 @@ def main():
     parser.add_argument("--model", choices=("network", "implicit"), default="implicit")
     parser.add_argument("--data", choices=tuple(data.DATASETS), default="mnist")
     parser.add_argument("--quick", action="store_true", help="one epoch on a few digits")
+    parser.add_argument("--clock", action="store_true", help="measure the seconds of an epoch again")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="where results and figures go")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     dataset = data.load("digits" if arguments.quick else arguments.data)
     options = QUICK if arguments.quick else FULL
     warnings.simplefilter("ignore", ConvergenceWarning)  # a step size that is too large is told by its loss
-    best = measure(arguments.model, dataset, options, arguments.out)
-    seconds = clock(dataset, arguments.model, best, options)
+    best, seconds = measure(arguments.model, dataset, options, arguments.out, arguments.clock)
     show(best, seconds)
     title = f"{arguments.model}, {dataset.name}"
     save(draw(best, seconds, title), arguments.out / f"{arguments.model}-{dataset.name}.png")

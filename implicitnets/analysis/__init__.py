@@ -6,6 +6,7 @@ from .attack import FGSM, PGD, AttackMethod, AttackResult, Sparse, attack
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
+from .regions import Ball, Box, Cardinality, Region, region
 from .slopes import activation_slopes
 from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
 
@@ -14,8 +15,12 @@ __all__ = [
     "PGD",
     "AttackMethod",
     "AttackResult",
+    "Ball",
+    "Box",
+    "Cardinality",
     "DominantEigenvalue",
     "Invertibility",
+    "Region",
     "SingularElement",
     "Sparse",
     "activation_slopes",
@@ -23,6 +28,7 @@ __all__ = [
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",
+    "region",
     "spectral_norm",
     "spectral_radius",
 ]

@@ -42,7 +42,7 @@ class Lipschitz:
         for name, bound in self.upper.items():
             if not bound >= self.lower:
                 raise ArithmeticError(
-                    f"the bound {name} = {bound!r} is below {self.lower!r}, which a pair of inputs has: please report it"
+                    f"a pair of inputs has the ratio {self.lower!r}, above the bound {name} = {bound!r}: please report it"
                 )
 
     @property
@@ -82,8 +82,8 @@ def lipschitz(
     - monotone: ‖C‖‖B‖ / m + ‖D‖, with the margin m of monotonicity, for slopes in [0, 1] (Pabbaraju, Winston and Kolter
       2021, theorem 1), and weighted: the same in a norm ‖x‖² = xᵀΛx in which I − A is monotone;
     - multipliers: the best that a linear matrix inequality in weights of the units proves (Revay, Wang and Manchester
-      2020; for feed-forward networks Fazlyab et al. 2019), found by Newton steps of O((states + outputs)³). In the other
-      norms than 2 the inequality is that of a 2-norm that fits; in the maximum norm there is one for each output.
+      2020; for feed-forward networks Fazlyab et al. 2019), found by Newton steps of O((states + outputs)³). In the
+      other norms it is one for each output or each input, see ``multiplier_bound``.
 
     Examples:
         >>> from implicitnets.models import LipschitzDEQ
@@ -95,7 +95,7 @@ def lipschitz(
     Args:
         model: A model with an affine form, such a form, or a square matrix A.
         norm: Of inputs and outputs: 2, "inf" or 1.
-        x: Inputs to look for steep places at, (batch, ...), flattened. By default 64 draws from the normal distribution.
+        x: Inputs to look for steep places at, (batch, ...), flattened. By default 64 normal draws.
         input_shape: Shape of one input, where the model does not say it.
         multipliers: Whether to solve the matrix inequality.
         steps: Of the ascent from the steepest samples.
@@ -168,7 +168,7 @@ def _norm(matrix: Tensor, before: float, after: float) -> float:
         value = torch.linalg.matrix_norm(matrix, 2)
     elif before == after:
         value = torch.linalg.matrix_norm(matrix, before)
-    elif 2 == before:  # of the rows as functionals, added up for the norm 1
+    elif before == 2:  # of the rows as functionals, added up for the norm 1
         value = torch.linalg.vector_norm(matrix, dim=1).max() if after == math.inf else matrix.abs().sum(0).norm()
     else:
         value = torch.linalg.vector_norm(matrix, dim=0).max() if before == 1 else matrix.abs().sum(1).norm()

@@ -115,7 +115,8 @@ def minimize(
             if not moved:
                 return at[:-1], float(at[-1])
         left = order / kappa
-        if at[-1] <= enough or left <= gap * abs(at[-1]) or (sign and (at[-1] > left or (at[-1] < 0 and left < -at[-1]))):
+        known = abs(at[-1]) > left  # the sign of the smallest t
+        if at[-1] <= enough or left <= gap * abs(at[-1]) or (sign and known):
             break
         kappa *= 10
     return at[:-1], float(at[-1])

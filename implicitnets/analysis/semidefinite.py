@@ -29,7 +29,7 @@ def multiplier_bound(form: AffineForm, p: float, like: Tensor | None = None) -> 
     bounds = slopes(form)
     if bounds is None:
         return np.inf
-    weights = stabilizer(form.A.numpy(), *(bound.numpy() for bound in bounds))
+    weights = stabilizer(form.A.numpy(), bounds[0].numpy(), bounds[1].numpy())
     if p == 2:
         return _bound(form, weights)
     like = torch.ones_like(form.D) if like is None else like.abs()
@@ -61,7 +61,8 @@ def _bound(form: AffineForm, weights: Array, enough: float = 0.0) -> float:
     A, B, C, D = (tensor.numpy() for tensor in (form.A, form.B, form.C, form.D))
     least, largest = (bound.numpy() for bound in bounds)
     inputs = np.concatenate([B, D]) if D.any() else B
-    inputs = np.linalg.qr(inputs.T, mode="r").T
+    triangle: Array = np.linalg.qr(inputs.T, mode="r")  # type: ignore[assignment]
+    inputs = triangle.T
     direct = inputs[len(B) :] if D.any() else np.zeros((len(C), inputs.shape[1]))
     pencil = _inequality(A, inputs[: len(B)], C, direct, least, largest)
     start = _feasible(pencil, len(A), weights)
@@ -104,9 +105,10 @@ def _feasible(pencil: Pencil, states: int, weights: Array) -> tuple[Array, float
 
 def _proved(form: AffineForm, least: Array, largest: Array, weights: Array, square: float) -> float:
     """A γ² at least this, for which F is positive definite whatever its rounding; ∞ if there is none."""
-    tensors = [tensor.numpy() for tensor in (form.A, form.B, form.C, form.D)]
-    exact = _inequality(*tensors, least, largest)
-    absolute = _inequality(*(np.abs(t) for t in tensors), np.abs(least), np.abs(largest), sign=-1.0)
+    A, B, C, D = (tensor.numpy() for tensor in (form.A, form.B, form.C, form.D))
+    exact = _inequality(A, B, C, D, least, largest)
+    a, b, c, d = np.abs(A), np.abs(B), np.abs(C), np.abs(D)
+    absolute = _inequality(a, b, c, d, np.abs(least), np.abs(largest), sign=-1.0)
     size, terms = len(exact.g), len(weights) + len(form.C) + 8
     for more in 10.0 ** np.arange(-9, 3):
         value, sums = exact(weights, square * (1 + more)), absolute(weights, square * (1 + more))
@@ -116,5 +118,5 @@ def _proved(form: AffineForm, least: Array, largest: Array, weights: Array, squa
         value, sums = value * scale[:, None] * scale, sums * scale[:, None] * scale
         error = EPS * (terms * float(np.linalg.norm(sums)) + 8 * size * float(np.linalg.norm(value)))
         if np.linalg.eigvalsh(value)[0] > error:
-            return square * (1 + more) * (1 + 4 * EPS)
+            return float(square * (1 + more) * (1 + 4 * EPS))
     return np.inf

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -62,7 +62,9 @@ class WellPosedness:
         shape = f"{inside} of {len(self.scaling)} states in loops, of {[len(loop) for loop in self.loops][:8]} states"
         lines += ["", f"well-posed: {self.verdict} ({self.criterion}); {shape if inside else 'feed-forward'}"]
         if self.twins is not None:
-            lines.append(f"two equilibria of one v, {self.twins.distance:.3g} apart, residual {self.twins.residual:.1e}")
+            lines.append(
+                f"two equilibria of one v, {self.twins.distance:.3g} apart, residual {self.twins.residual:.1e}"
+            )
         elif self.witness is not None:
             lines.append(f"witness: slopes with smallest singular value {self.witness.singular_value:.1e}")
         return "\n".join(lines)
@@ -114,7 +116,7 @@ def well_posedness(
     if cycles:
         found, weights = _spectral(form)
         margins |= found
-    record = {
+    record: dict[str, Any] = {
         "margins": margins,
         "scaling": torch.from_numpy(np.repeat(scaling[1], groups.states)),
         "weights": None if weights is None else torch.from_numpy(weights),
@@ -126,16 +128,23 @@ def well_posedness(
     if holds is not None:
         return WellPosedness(verdict="proved", criterion=holds, margin=margins[holds], **record)
     answers = tuple(_of_loop(form, groups, norms, cycle, time_limit) for cycle in cycles)
+    return _summary(form, groups, cycles, answers, record)
+
+
+def _summary(
+    form: AffineForm, groups: Partition, cycles: list[Index], answers: tuple[Invertibility, ...], record: dict[str, Any]
+) -> WellPosedness:
+    """What the answers for the loops say of the whole: one that is refuted refutes it, and all must be proved."""
     worst = min(answers, key=lambda answer: ("refuted", "unknown", "proved").index(answer.verdict))
+    record |= {"answers": answers, "criterion": worst.criterion, "margin": worst.margin}
     if worst.verdict == "proved":
-        least = min(answer.margin for answer in answers)
         name = worst.criterion if len(answers) == 1 else "loops"
-        return WellPosedness(verdict="proved", criterion=name, margin=least, answers=answers, **record)
-    decided = {"criterion": worst.criterion, "margin": worst.margin, "answers": answers, **record}
+        record |= {"criterion": name, "margin": min(answer.margin for answer in answers)}
+        return WellPosedness(verdict="proved", **record)
     witness = _witness(form, groups, cycles[answers.index(worst)], worst)
     if witness is None:
-        return WellPosedness(verdict="unknown", **decided)
-    return WellPosedness(verdict="refuted", witness=witness, twins=twins(form, witness), **decided)
+        return WellPosedness(verdict="unknown", **record)
+    return WellPosedness(verdict="refuted", witness=witness, twins=twins(form, witness), **record)
 
 
 def _rows(norms: Array) -> float:
@@ -169,7 +178,7 @@ def _spectral(form: AffineForm) -> tuple[dict[str, float], Array | None]:
     bounds = slopes(form)
     if bounds is None:
         return found, None
-    reduced = reduce(A, *(bound.numpy() for bound in bounds))
+    reduced = reduce(A, bounds[0].numpy(), bounds[1].numpy())
     if not (len(reduced.free) and np.isfinite(reduced.radius).all()):
         return found, None
     w, radius = reduced.matrix, reduced.radius
@@ -190,7 +199,7 @@ def _of_loop(form: AffineForm, groups: Partition, norms: Array, cycle: Index, ti
     part = form.A.numpy()[np.ix_(rows, states)]
     bounds = slopes(form, rows)
     if bounds is not None:
-        return decide(part, *(bound.numpy() for bound in bounds), time_limit)
+        return decide(part, bounds[0].numpy(), bounds[1].numpy(), time_limit)
     inside = norms[np.ix_(cycle, cycle)]
     tried = {"infinity norm": _rows(inside), "Perron-Frobenius": _scaling(inside)[0]}
     steepest = constants(form, 2).numpy()[rows, None]

@@ -91,9 +91,11 @@ def spread(gain: Tensor, right: Tensor) -> Tensor:
     of G is below 1.
     """
     eye, rounding = torch.eye(len(gain)).to(gain), 4 * (len(gain) + 8) * EPS
-    right = right + EPS * (right.amax(1, keepdim=True) + torch.finfo(right.dtype).tiny)
+    nothing = right.amax(1, keepdim=True) == 0
+    right = torch.where(nothing, 1.0, right)
+    right = right + EPS * right.amax(1, keepdim=True)
     v = torch.linalg.solve_ex(eye - gain, right.T)[0].T
-    room = 1e-9 * right + 4 * rounding * (v.abs() + v.abs() @ gain.T)  # for the rounding of the test below
-    v = v + torch.linalg.solve_ex(eye - gain, room.T)[0].T
+    size = (v.abs() + v.abs() @ gain.T).amax(1, keepdim=True)
+    v = v + torch.linalg.solve_ex(eye - gain, (1e-9 * right + 4 * rounding * size).T)[0].T  # room for rounding
     proved = (v > 0) & (v * (1 - rounding) >= v @ gain.T * (1 + rounding) + right)
-    return torch.where(proved.all(1, keepdim=True), v, torch.inf)
+    return torch.where(proved.all(1, keepdim=True), torch.where(nothing, 0.0, v), torch.inf)

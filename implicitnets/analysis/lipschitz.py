@@ -42,7 +42,7 @@ class Lipschitz:
         for name, bound in self.upper.items():
             if not bound >= self.lower:
                 raise ArithmeticError(
-                    f"a pair of inputs has the ratio {self.lower!r}, above the bound {name} = {bound!r}: please report it"
+                    f"two inputs have the ratio {self.lower!r}, above the bound {name} = {bound!r}: please report it"
                 )
 
     @property
@@ -76,7 +76,7 @@ def lipschitz(
 
     With γ the Lipschitz constants of φ, the bounds from above are
 
-    - product: ‖C‖‖γB‖ / (1 − ‖γA‖) + ‖D‖;
+    - product: ‖C‖‖γB‖ / (1 − ‖γA‖) + ‖D‖, the states in this norm or in the 2-norm or maximum norm;
     - sensitivity: ‖S‖ of the matrix of ``sensitivity``, which in the maximum norm is at most the product in the best
       units of the states (El Ghaoui et al. 2021, section 4);
     - monotone: ‖C‖‖B‖ / m + ‖D‖, with the margin m of monotonicity, for slopes in [0, 1] (Pabbaraju, Winston and Kolter
@@ -126,11 +126,17 @@ def lipschitz(
 
 
 def _product(form: AffineForm, p: float) -> float:
-    steepest = constants(form, p)
-    if not bool(torch.isfinite(steepest).all()):
-        return math.inf
-    gain, inputs = (_norm(steepest[:, None] * part, p, p) for part in (form.A, form.B))
-    return _norm(form.C, p, p) * inputs / (1 - gain) + _norm(form.D, p, p) if gain < 1 else math.inf
+    """With the states in the p-norm, or in another in which γ‖A‖ may be smaller."""
+    found = math.inf
+    for inner in {p, 2.0, math.inf if p == 2 else p}:
+        steepest = constants(form, inner)
+        if not bool(torch.isfinite(steepest).all()):
+            continue
+        gain = _norm(steepest[:, None] * form.A, inner, inner)
+        if gain < 1:
+            inputs = _norm(steepest[:, None] * form.B, p, inner)
+            found = min(found, _norm(form.C, inner, p) * inputs / (1 - gain) + _norm(form.D, p, p))
+    return found
 
 
 def _sensitivity(form: AffineForm, p: float) -> float:

@@ -68,7 +68,7 @@ def _bound(form: AffineForm, weights: Array, enough: float = 0.0) -> float:
     start = _feasible(pencil, len(A), weights)
     if start is None:
         return np.inf
-    square = _proved(form, least, largest, *minimize(pencil, *start, enough=enough))
+    square = _proved(form, least, largest, *minimize(pencil, *start, 1e4 * start[0], enough=enough))
     return float(np.sqrt(square) * (1 + 4 * EPS))
 
 
@@ -89,7 +89,9 @@ def _feasible(pencil: Pencil, states: int, weights: Array) -> tuple[Array, float
     """Multiples of these weights and a γ² for which F is positive definite, if F without C is in Δx."""
     bare = pencil(weights, 0.0) + pencil.constant
     own = bare[:states, :states]
-    scale = 1 / np.sqrt(np.abs(own.diagonal()))
+    if not own.diagonal().min() > 0:
+        return None
+    scale = 1 / np.sqrt(own.diagonal())
     values, vectors = np.linalg.eigh(own * scale[:, None] * scale)
     if not values[0] > 0:
         return None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models import AffineForm
-from .criteria import Array, infinity_norm, lyapunov_scaling, monotone, nemon, perron_scaling, two_norm, weighted
+from .criteria import Array, best_choice, lyapunov_scaling, monotone, nemon, scaled_rows, two_norm, weighted
 from .forms import Model, double_form
 from .gains import constants, slopes
 from .ladder import Invertibility, SingularElement, decide, reduce, singular_element, undecided
@@ -108,10 +108,10 @@ def well_posedness(
     """
     form = double_form(model, input_shape)
     A, groups = form.A.numpy(), Partition.of(form, fine=True)
-    norms = groups.norms(A)
-    cycles = loops(norms)
-    scaling = _scaling(norms) if cycles else _substituted(norms)
-    margins = {"infinity norm": _rows(norms), "Perron-Frobenius": scaling[0]}
+    norms, owner = groups.norms(A)
+    cycles = loops(norms, owner)
+    scaling = _scaling(norms, owner) if cycles else _substituted(norms, owner)
+    margins = {"infinity norm": _unscaled(norms, owner), "Perron-Frobenius": scaling[0]}
     weights = None
     if cycles:
         found, weights = _spectral(form)
@@ -127,7 +127,7 @@ def well_posedness(
     holds = next((name for name, margin in margins.items() if margin > 0), None)
     if holds is not None:
         return WellPosedness(verdict="proved", criterion=holds, margin=margins[holds], **record)
-    answers = tuple(_of_loop(form, groups, norms, cycle, time_limit) for cycle in cycles)
+    answers = tuple(_of_loop(form, groups, (norms, owner), cycle, time_limit) for cycle in cycles)
     return _summary(form, groups, cycles, answers, record)
 
 
@@ -147,23 +147,24 @@ def _summary(
     return WellPosedness(verdict="refuted", witness=witness, twins=twins(form, witness), **record)
 
 
-def _rows(norms: Array) -> float:
-    return infinity_norm(norms, np.zeros_like(norms)) if np.isfinite(norms).all() else -np.inf
+def _unscaled(norms: Array, owner: Index) -> float:
+    return scaled_rows(norms, np.ones(norms.shape[1]), owner) if np.isfinite(norms).all() else -np.inf
 
 
-def _scaling(norms: Array) -> tuple[float, Array]:
-    return perron_scaling(norms) if np.isfinite(norms).all() else (-np.inf, np.ones(len(norms)))
+def _scaling(norms: Array, owner: Index) -> tuple[float, Array]:
+    return best_choice(norms, owner) if np.isfinite(norms).all() else (-np.inf, np.ones(norms.shape[1]))
 
 
-def _substituted(norms: Array) -> tuple[float, Array]:
-    """The same where there is no loop: η = 1 + 1000 Nη, entry after entry."""
-    eta = ones = np.ones(len(norms))
+def _substituted(norms: Array, owner: Index) -> tuple[float, Array]:
+    """The same where there is no loop: η = 1 + 1000 times the largest Nη of the block, block after block."""
+    eta = ones = np.ones(norms.shape[1])
     with np.errstate(over="ignore", invalid="ignore"):
-        for _ in range(len(norms)):
-            before, eta = eta, ones + 1e3 * (norms @ eta)
-            if np.array_equal(before, eta):
-                return infinity_norm(norms * eta / eta[:, None], norms * 1e-15 * eta / eta[:, None]), eta
-    return _rows(norms), ones  # numbers too large for the dtype
+        for _ in range(norms.shape[1]):
+            before, eta = eta, ones.copy()
+            np.maximum.at(eta, owner, 1 + 1e3 * (norms @ before))
+            if np.array_equal(before, eta) and np.isfinite(eta).all():
+                return scaled_rows(norms, eta, owner), eta
+    return _unscaled(norms, owner), ones  # numbers too large for the dtype
 
 
 def _spectral(form: AffineForm) -> tuple[dict[str, float], Array | None]:
@@ -171,7 +172,7 @@ def _spectral(form: AffineForm) -> tuple[dict[str, float], Array | None]:
     A, found = form.A.numpy(), dict[str, float]()
     steepest = constants(form, 2)
     if not form.activation.componentwise:
-        found["block norms"] = _scaling(Partition.of(form, fine=False).norms(A))[0]
+        found["block norms"] = _scaling(*Partition.of(form, fine=False).norms(A))[0]
     if bool(torch.isfinite(steepest).all()):
         scaled = steepest[:, None].numpy() * A
         found["2-norm"] = two_norm(scaled, np.finfo(np.float64).eps * np.abs(scaled))
@@ -193,15 +194,19 @@ def _spectral(form: AffineForm) -> tuple[dict[str, float], Array | None]:
     return found, weights if len(w) == form.states else None
 
 
-def _of_loop(form: AffineForm, groups: Partition, norms: Array, cycle: Index, time_limit: float) -> Invertibility:
+def _of_loop(
+    form: AffineForm, groups: Partition, gains: tuple[Array, Index], cycle: Index, time_limit: float
+) -> Invertibility:
     """The question for some blocks alone."""
+    norms, owner = gains
     rows, states = groups.members(cycle)
     part = form.A.numpy()[np.ix_(rows, states)]
     bounds = slopes(form, rows)
     if bounds is not None:
         return decide(part, bounds[0].numpy(), bounds[1].numpy(), time_limit)
-    inside = norms[np.ix_(cycle, cycle)]
-    tried = {"infinity norm": _rows(inside), "Perron-Frobenius": _scaling(inside)[0]}
+    mine = np.isin(owner, cycle)
+    inside = norms[mine][:, cycle], np.searchsorted(cycle, owner[mine])
+    tried = {"infinity norm": _unscaled(*inside), "Perron-Frobenius": _scaling(*inside)[0]}
     steepest = constants(form, 2).numpy()[rows, None]
     if np.isfinite(steepest).all():
         tried["2-norm"] = two_norm(steepest * part, np.finfo(np.float64).eps * np.abs(steepest * part))

@@ -36,8 +36,9 @@ __all__ = [
 CLASSES: dict[str, type[Prox]] = {
     cls.__name__: cls
     for cls in (
-        L0, L1, L12, L23, L2, Binary, Box, GroupL1, InfNormBall, LInf, NonNegative, Nuclear, ReverseHuber, Simplex
-    )  # fmt: skip
+        *(L0, L1, L12, L23, L2, ReverseHuber, Binary, Box, GroupL1),
+        *(InfNormBall, LInf, NonNegative, Nuclear, Simplex),
+    )
 }
 """All penalties by name."""
 

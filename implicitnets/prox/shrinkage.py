@@ -93,8 +93,8 @@ class ReverseHuber(Shrinkage):
     """weight Σ B(xᵢ/level), B(m) = |m| where |m| ≤ 1, else (m² + 1)/2: the perspective relaxation of L0 with a ridge.
 
     Per coordinate it is min over 0 < t ≤ 1 of weight/2 (m²/t + t), the convex hull of weight/2 (m² + 1[m ≠ 0]): a small
-    entry pays as in L1, a large one as in L2 (Owen 2007, "a robust hybrid of lasso and ridge regression"). The map is soft
-    thresholding by t/level up to |v| = level + t/level, and v / (1 + t/level²) beyond it, with t = step · weight.
+    entry pays as in L1, a large one as in L2 (Owen 2007). The map is soft thresholding by t/level
+    up to |v| = level + t/level, and v / (1 + t/level²) beyond it, with t = step · weight.
 
     Attributes:
         level: Where an entry starts to count as large, positive.

@@ -1,21 +1,29 @@
-"""What can be measured and proved of a model: Jacobians at an equilibrium, invertibility."""
+"""What can be measured and proved of a model: Jacobians at an equilibrium, invertibility, structure."""
 
 from __future__ import annotations
 
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
+from .regions import region
 from .slopes import activation_slopes
 from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
+from .structure import Compressed, Sparsity, compress, prune, sparsity
 
 __all__ = [
+    "Compressed",
     "DominantEigenvalue",
     "Invertibility",
     "SingularElement",
+    "Sparsity",
     "activation_slopes",
+    "compress",
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",
+    "prune",
+    "region",
+    "sparsity",
     "spectral_norm",
     "spectral_radius",
 ]

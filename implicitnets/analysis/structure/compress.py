@@ -93,6 +93,7 @@ def prune(
 
     Examples:
         >>> from implicitnets.analysis import region
+        >>> from implicitnets.analysis.structure import Magnitude
         >>> model = ImplicitModel(8, 20, 3).double()
         >>> cube = region(torch.zeros(1, 8).double(), 1.0)
         >>> smaller = prune(model, Magnitude(keep=0.5), region=cube)
@@ -133,6 +134,7 @@ def compress(
     it is a proof, in which rounding is accounted for.
 
     Examples:
+        >>> from implicitnets.analysis.structure import LowRank, Quantize
         >>> model = ImplicitModel(8, 20, 3)
         >>> print(compress(model, LowRank(rank=3), Quantize(bits=8, matrices="BCD")))  # doctest: +ELLIPSIS
         LowRank(rank=3, sparse=None) + Quantize(bits=8, matrices='BCD')

@@ -16,7 +16,7 @@ from ..certify.start import ball, box, interval
 from ..regions import Box, Region
 from .order import numbers
 
-__all__ = ["Linear", "bounds", "everything", "linear", "rows_of", "select", "single"]
+__all__ = ["Linear", "bounds", "everything", "linear", "rows_of", "select", "single", "whole"]
 
 PIECES: dict[str, tuple[tuple[float, float, float], ...]] = {
     "identity": ((-torch.inf, torch.inf, 1.0),),
@@ -63,6 +63,12 @@ def rows_of(form: AffineForm) -> Tensor:
     """The row that makes each state, the first of those of its group, (states,)."""
     group_of_row, group_of_state = (torch.from_numpy(numbers(form, axis)) for axis in (1, 2))
     return torch.searchsorted(group_of_row, group_of_state)
+
+
+def whole(form: AffineForm, states: Tensor) -> Tensor:
+    """These states, a mask (states,), and those that the activation makes together with one of them."""
+    group = torch.from_numpy(numbers(form, 2))
+    return torch.isin(group, group[states])
 
 
 def select(form: AffineForm, states: Tensor) -> tuple[AffineForm, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...models import AffineForm
 from ...prox import L1, Prox
 from .duplicates import duplicates
-from .editing import Linear, bounds, everything, linear, select, single
+from .editing import Linear, bounds, everything, linear, select, single, whole
 from .exact import fold, idle, merge, unreached
 from .order import numbers
 from .reduction import Evidence, Reduced, Reduction, require_count, require_matrices, require_share
@@ -53,6 +53,7 @@ class Exact(Reduction):
 def _without_idle(model: Reduced) -> Reduced:
     useful = ~idle(model.form)
     useful[0] |= not bool(useful.any())
+    useful = whole(model.form, useful)
     return model if bool(useful.all()) else model.take(useful.nonzero().flatten())
 
 
@@ -198,8 +199,9 @@ class States(Reduction):
             x = form.solve(evidence.x).value
             spread, mean = x.std(0, correction=0), x.mean(0)
         worth = spread * torch.cat([form.A, form.C]).norm(dim=0)
-        best = group_of_state[worth.topk(min(self.keep, form.states)).indices]
-        stays = torch.isin(group_of_state, best)
+        best = torch.zeros(form.states, dtype=torch.bool)
+        best[worth.topk(min(self.keep, form.states)).indices] = True
+        stays = whole(form, best)
         mean = mean * ~stays
         rest = replace(form, b=form.b + form.A @ mean, c=form.c + form.C @ mean)
         states = stays.nonzero().flatten()

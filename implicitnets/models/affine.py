@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..activations import Activation, Blocks, as_activation
+from ..backward import Implicit
 from ..fixed_point import fixed_point
 from ..solution import Solution
-from ..solvers import Anderson, Fallback, Newton, PeacemanRachford, Picard, Solver
+from ..solvers import GMRES, Anderson, Fallback, Newton, PeacemanRachford, Picard, Solver
 from .operators import dense
 from .proximal import PROXIMAL
 from .split import SplitMap
@@ -95,7 +96,8 @@ class AffineForm:
         """
         injection = functional.linear(u, self.B, self.b)
         f: Any = SplitMap(dense(self.A, margin=1e-3), self._name) if self._split else self._plain
-        return fixed_point(f, u.new_zeros(len(u), self.states), injection, solver=solver or self._solver)
+        start, exact = u.new_zeros(len(u), self.states), Implicit(solver=GMRES(**TIGHT, max_steps=200))
+        return fixed_point(f, start, injection, solver=solver or self._solver, backward=exact)
 
     def _plain(self, x: Tensor, injection: Tensor) -> Tensor:
         return self.activation(torch.addmm(injection, x, self.A.T))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -63,10 +63,11 @@ def _flat(model: nn.Module) -> Iterator[nn.Module]:
 def _fold(layers: list[nn.Module], shape: tuple[int, ...] | None) -> AffineForm:
     """The cascade of equilibria and the runs of layers between them."""
     form: AffineForm | None = None
+    like = next(chain.from_iterable(layer.parameters() for layer in layers)).detach()[:0]
     first: Linear | None = None  # what comes before the first states
     for equilibrium, group in groupby(layers, lambda layer: isinstance(layer, Equilibrium)):
         run: list[Any] = list(group)
-        parts: list[Any] = run if equilibrium else _run(run, shape)
+        parts: list[Any] = run if equilibrium else _run(run, shape, like)
         for part in parts:
             if not isinstance(part, tuple):
                 own: AffineForm = part.affine(shape) if equilibrium else part
@@ -82,11 +83,13 @@ def _fold(layers: list[nn.Module], shape: tuple[int, ...] | None) -> AffineForm:
     return form
 
 
-def _run(layers: list[nn.Module], shape: tuple[int, ...] | None) -> list[Linear | AffineForm]:
+def _run(layers: list[nn.Module], shape: tuple[int, ...] | None, like: Tensor) -> list[Linear | AffineForm]:
     """What feed-forward layers do to a flattened tensor: linear maps, or a form."""
     if all(isinstance(layer, nn.Flatten | nn.Identity | nn.Dropout | nn.Linear) for layer in layers):
         return [(layer.weight, _bias(layer)) for layer in layers if isinstance(layer, nn.Linear)]
-    form = _converted(nn.Sequential(*layers), shape)
+    network = nn.Sequential(*layers)
+    network.register_buffer("like", like)  # pooling alone would not know its dtype
+    form = _converted(network, shape)
     if Blocks((form.activation, form.rows)).blocks == (("identity", form.rows),) and not form.A.any():
         return [(form.C @ form.B + form.D, form.C @ form.b + form.c)]
     return [form]

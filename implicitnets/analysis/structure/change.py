@@ -8,7 +8,7 @@ from torch import Tensor
 from ...activations import Blocks
 from ...models import AffineForm
 from ..certify.problem import Bounds, Problem, product
-from ..certify.start import _solve, _to_states
+from ..gains import gains, spread, to_states
 from ..regions import Region
 from ..slopes import EVEN, RISING, activation_slopes
 from .editing import Linear, bounds, linear, rows_of
@@ -129,19 +129,11 @@ def _times(slope: Tensor, z: Tensor) -> Tensor:
 
 
 def _by_sums(new: Problem, size: Tensor) -> Tensor:
-    """|Δ| from |Δ| ≤ γ(|A′||Δ| + |r|), or for slopes in [0, 1] the same after division by 1 − a′ᵢᵢ."""
-    form = new.form
-    steepest = form.activation.lipschitz(float("inf"))
-    if steepest == float("inf"):
+    """|Δ| from |Δ| ≤ G|Δ| + κ|r|."""
+    found = gains(new.form)
+    if found is None:
         return torch.full_like(new.x.high, torch.inf)
-    gain, right = steepest * form.A.abs(), steepest * size
-    slopes = form.activation.slopes()
-    if form.activation.componentwise and slopes is not None and slopes[0] >= 0 and slopes[1] <= 1:
-        own = 1 - form.A.diagonal()
-        if bool((own > 0).all()):
-            gain = (form.A.abs() - torch.diag(form.A.diagonal().abs())) / own[:, None]
-            right = size / own
-    return _solve(_to_states(new, gain.T).T, _to_states(new, right) * (1 + 1e-12))
+    return spread(found.states, to_states(new.form, found.rows * size) * (1 + 1e-12))
 
 
 def _by_monotony(new: Problem, size: Tensor) -> Tensor:

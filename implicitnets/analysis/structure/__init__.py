@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ..certify.problem import Bounds
 from .change import output_change
 from .compress import Compressed, compress, prune
+from .duplicates import Duplicates
 from .factors import LowRank, Match, Quantize, Share
 from .order import Order
 from .posed import Proof
@@ -12,7 +14,9 @@ from .reduction import Reduction
 from .sparsity import Sparsity, Spectrum, sparsity
 
 __all__ = [
+    "Bounds",
     "Compressed",
+    "Duplicates",
     "Exact",
     "Inputs",
     "LowRank",

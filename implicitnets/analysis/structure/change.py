@@ -11,7 +11,8 @@ from ..certify.problem import Bounds, Problem, product
 from ..gains import gains, spread, to_states
 from ..regions import Region
 from ..slopes import EVEN, RISING, activation_slopes
-from .editing import Linear, bounds, linear, rows_of
+from .editing import bounds
+from .extent import Extent
 
 __all__ = ["output_change"]
 
@@ -28,7 +29,8 @@ def output_change(before: AffineForm, after: AffineForm, states: Tensor, rows: T
     alone, columns of A′ standing at K. So r is bounded over all its equilibria; |Δ| ≤ (I − |A′|)⁻¹ |r| if φ is
     component-wise with slopes in [0, 1], or ‖Δ‖₂ ≤ ‖r‖₂ / m where the symmetric part of I − A′ is at least m; interval
     iterations with the slopes that can occur follow, and y − y′ = (C − C′) x + (D − D′) u + c − c′ + C′Δ. States that
-    are linear all over the region are replaced by their equations first. Rounding is accounted for.
+    are multiples of others, or linear all over the region, are replaced by these or by their equations first. Rounding
+    is accounted for.
 
     Args:
         before: The first form, float64.
@@ -44,50 +46,17 @@ def output_change(before: AffineForm, after: AffineForm, states: Tensor, rows: T
     unknown = before.C.new_full((len(region.centre), before.outputs), torch.inf)
     if old is None or new is None:
         return Bounds(-unknown, unknown)
-    known = linear(old)
+    extent = Extent(old)
     A, C = before.A[rows], before.C.clone()
     A[:, states] -= after.A
     C[:, states] -= after.C
-    residual = _extent(old, known, A, before.B[rows] - after.B, before.b[rows] - after.b)
+    residual = extent(A, before.B[rows] - after.B, before.b[rows] - after.b)
     moved = _moved(old, new, states, rows, residual)
-    rest = _extent(old, known, C, before.D - after.D, before.c - after.c)
+    rest = extent(C, before.D - after.D, before.c - after.c)
     through = _image(after.C, moved)
     change = Bounds(rest.low + through.low, rest.high + through.high)
     slack = 4 * EPS * (rest.size + through.size)
     return Bounds(change.low - slack, change.high + slack)
-
-
-def _extent(problem: Problem, known: Linear, x_part: Tensor, u_part: Tensor, constant: Tensor) -> Bounds:
-    """Bounds of c·x + d·u + e over all equilibria, (batch, k)."""
-    slack = 4 * EPS * constant.abs()
-    plain_high = problem.maximum(x_part, u_part) + constant + slack
-    plain_low = -problem.maximum(-x_part, -u_part) + constant - slack
-    found = Bounds(plain_low, plain_high)
-    linear_states = (known.slope != 0) & torch.isfinite(known.slope)
-    if not bool(linear_states.any()):
-        return found
-    return found.meet(_folded(problem, known, linear_states.nonzero().flatten(), (x_part, u_part, constant)))
-
-
-def _folded(problem: Problem, known: Linear, states: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> Bounds:
-    """The same bounds after multiples of 0 = s (A x + B u + b) − x, for linear states x, were added."""
-    form, (x_part, u_part, constant) = problem.form, parts
-    rows, slope = rows_of(form)[states], known.slope[states]
-    own = slope[:, None] * form.A[rows]
-    loop = torch.eye(len(states)).to(own) - own[:, states]
-    multiple: Tensor = torch.linalg.solve_ex(loop.T, x_part[:, states].T)[0].T
-    multiple = torch.where(torch.isfinite(multiple), multiple, torch.zeros_like(multiple))  # any will do
-    own[torch.arange(len(states)), states] -= 1
-    drive, shift = slope[:, None] * form.B[rows], slope * form.b[rows]
-    x, u, e = x_part + multiple @ own, u_part + multiple @ drive, constant + multiple @ shift
-    count = 4 * EPS * (len(states) + 8)
-    x_error = count * (x_part.abs() + multiple.abs() @ own.abs())
-    u_error = count * (u_part.abs() + multiple.abs() @ drive.abs())
-    e_error = count * (constant.abs() + multiple.abs() @ shift.abs())
-    inputs = torch.maximum(problem.region.low.abs(), problem.region.high.abs())
-    slack = (product(x_error, problem.x.size) + product(u_error, inputs) + e_error) * (1 + 1e-9)
-    slack = slack + 4 * EPS * e.abs()
-    return Bounds(-problem.maximum(-x, -u) + e - slack, problem.maximum(x, u) + e + slack)
 
 
 def _image(weight: Tensor, of: Bounds) -> Bounds:

@@ -11,12 +11,12 @@ from torch import Tensor
 from ...activations import Blocks, as_activation, plain
 from ...models import AffineForm, NotAffine
 from ...solution import ConvergenceWarning
-from ..certify.problem import Problem
+from ..certify.problem import Bounds, Problem, product
 from ..certify.start import ball, box, interval
 from ..regions import Box, Region
 from .order import numbers
 
-__all__ = ["Linear", "bounds", "everything", "linear", "rows_of", "select", "single", "whole"]
+__all__ = ["Linear", "bounds", "linear", "rows_of", "select", "single", "whole"]
 
 PIECES: dict[str, tuple[tuple[float, float, float], ...]] = {
     "identity": ((-torch.inf, torch.inf, 1.0),),
@@ -26,23 +26,16 @@ PIECES: dict[str, tuple[tuple[float, float, float], ...]] = {
 }
 """Where an activation is φ(z) = slope · z: least and largest z, and the slope."""
 
-FAR = 1e100
-"""What "all inputs" are: those whose entries are no larger."""
 
-
-def everything(form: AffineForm) -> Region:
-    """All inputs of the form."""
-    centre = form.B.new_zeros(1, form.inputs)
-    return Box(centre=centre, low=centre - FAR, high=centre + FAR)
-
-
-def bounds(form: AffineForm, region: Region) -> Problem | None:
+def bounds(form: AffineForm, region: Region | None) -> Problem | None:
     """Bounds of all equilibria over a region; None where the activation is of a kind that has none.
 
     Args:
         form: In float64, detached.
-        region: Likewise.
+        region: Likewise; None for all inputs.
     """
+    if region is None:
+        return _anywhere(form)
     with warnings.catch_warnings():  # what was not solved well has a large residual, which the bounds contain
         warnings.simplefilter("ignore", ConvergenceWarning)
         start = form.solve(region.centre).value
@@ -51,6 +44,29 @@ def bounds(form: AffineForm, region: Region) -> Problem | None:
     except NotAffine:
         return None
     return interval(ball(box(problem)))
+
+
+def _anywhere(form: AffineForm) -> Problem | None:
+    """Bounds for all inputs: from the range of φ, for the rows that no input enters, by as many steps as there are."""
+    centre = form.B.new_zeros(1, form.inputs)
+    everything = Box(centre=centre, low=centre - torch.inf, high=centre + torch.inf)
+    try:
+        problem = Problem.of(form, everything, form.B.new_zeros(1, form.states))
+    except NotAffine:
+        return None
+    driven, up, down = (form.B != 0).any(1), form.A.clamp_min(0), form.A.clamp_max(0)
+    for _ in range(form.states):
+        low, high = problem.x
+        slack = 4 * (form.states + 8) * torch.finfo(low.dtype).eps
+        ends = []
+        for sign, first, second in ((1, high, low), (-1, low, high)):
+            size = product(up, first.abs()) - product(down, second.abs()) + form.b.abs()
+            end = sign * (product(up, first) + product(down, second) + form.b) + slack * size
+            ends.append(sign * torch.where(driven, torch.inf, end))
+        before, problem = problem, problem.tighten(z=Bounds(ends[1], ends[0]))
+        if all(torch.equal(a, b) for a, b in zip(before.x, problem.x, strict=True)):
+            break
+    return problem
 
 
 def single(form: AffineForm) -> Tensor:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ...models import AffineForm
-from ..criteria import Array, infinity_norm
+from ..gains import constants, gains, slopes, spread
 from ..ladder import decide
 from .order import order
 from .reduction import Reduced
 
 __all__ = ["Proof", "prove", "settle"]
+
+EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,9 @@ class Proof:
 
 
 def prove(form: AffineForm, time_limit: float = 10.0) -> Proof | None:
-    """The first of these that holds: no feedback; γ‖A‖∞ < 1; for component-wise φ the criteria of ``invertibility``.
+    """The first of these that holds: no feedback; γ‖A‖∞ < 1; λ(G) < 1 (``gains``); the criteria of ``invertibility``.
+
+    The last ones are for component-wise φ.
 
     Args:
         form: The form, float64, detached.
@@ -39,18 +43,21 @@ def prove(form: AffineForm, time_limit: float = 10.0) -> Proof | None:
     """
     if order(form).feed_forward:
         return Proof(criterion="feed-forward", margin=math.inf)
-    gamma, slopes = form.activation.lipschitz(math.inf), form.activation.slopes()
-    if not gamma < math.inf:
+    found, bounds = gains(form), slopes(form)
+    if found is None:
         return None
-    A: Array = form.A.cpu().numpy()
-    margin = float(1 - gamma * (1 - infinity_norm(A, 0 * A)) * (1 + 1e-15)) if len(A) == len(A.T) else -1.0
+    sums = (constants(form, math.inf)[:, None] * form.A.abs()).sum(1)
+    margin = 1 - float(sums.max()) * (1 + (form.states + 4) * EPS)
     if margin > 0:
         return Proof(criterion="infinity norm", margin=margin)
-    if slopes is None or not form.activation.componentwise:
+    growth = float(spread(found.states, torch.ones_like(form.C[:1])).max())  # v with Gv ≤ v − 1
+    if growth < math.inf:
+        return Proof(criterion="Perron-Frobenius", margin=1 / growth)
+    if bounds is None:
         return None
-    least, largest = (torch.full((form.states,), slope, dtype=torch.float64).numpy() for slope in slopes)
-    found = decide(A, least, largest, time_limit)
-    return Proof(criterion=found.criterion, margin=found.margin) if found.verdict == "proved" else None
+    A, least, largest = (part.cpu().numpy() for part in (form.A, *bounds))
+    answer = decide(A, least, largest, time_limit)
+    return Proof(criterion=answer.criterion, margin=answer.margin) if answer.verdict == "proved" else None
 
 
 def settle(model: Reduced, dtype: torch.dtype, kappa: float | None) -> tuple[Reduced, Proof, float]:

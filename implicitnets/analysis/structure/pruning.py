@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...models import AffineForm
 from ...prox import L1, Prox
+from ..regions import Box
 from .duplicates import duplicates
-from .editing import Linear, bounds, everything, linear, select, single, whole
+from .editing import Linear, bounds, linear, select, single, whole
 from .exact import fold, idle, merge, unreached
 from .order import numbers
 from .reduction import Evidence, Reduced, Reduction, require_count, require_matrices, require_share
@@ -60,26 +61,30 @@ def _without_idle(model: Reduced) -> Reduced:
 def _without_linear(model: Reduced, evidence: Evidence, *, constants_only: bool) -> Reduced:
     """Fold in what bounds show to be linear, and what no input reaches."""
     form = model.form
-    problem = bounds(form, evidence.region or everything(form))
+    problem = bounds(form, evidence.region)
     if problem is None:
         return model
-    known = _with_constants(form, linear(problem))
-    which = known.constant if constants_only else torch.isfinite(known.slope)
+    known, fixed = _with_constants(form, linear(problem))
+    which = fixed if constants_only else torch.isfinite(known.slope)
     which[0] &= not bool(which.all())
     return model.put(*fold(form, known, which)) if bool(which.any()) else model
 
 
-def _with_constants(form: AffineForm, known: Linear) -> Linear:
-    """With the states that no input reaches, where their equations determine them well."""
+def _with_constants(form: AffineForm, known: Linear) -> tuple[Linear, Tensor]:
+    """With the states that no input reaches; and which states are constants."""
     alone = (unreached(form) & single(form)).nonzero().flatten()
-    problem = bounds(select(form, alone)[0], everything(form)) if len(alone) else None
+    here = form.B.new_zeros(1, form.inputs)
+    problem = bounds(select(form, alone)[0], Box(centre=here, low=here, high=here)) if len(alone) else None
     if problem is None:
-        return known
+        return known, known.constant
     value, width = problem.x0[0], (problem.x.high - problem.x.low)[0]
-    sure = width <= SURE * (1 + value.abs())
-    slope, offset = known.slope.clone(), known.offset.clone()
-    slope[alone[sure]], offset[alone[sure]] = 0.0, value[sure]
-    return Linear(slope, offset)
+    pieces, sure = linear(problem), width <= SURE * (1 + value.abs())
+    exact = torch.isfinite(pieces.slope)  # then the equations give the value
+    slope, offset, fixed = known.slope.clone(), known.offset.clone(), known.constant
+    slope[alone[sure]] = torch.where(exact, pieces.slope, 0.0)[sure]
+    offset[alone[sure]] = torch.where(exact, pieces.offset, value)[sure]
+    fixed[alone[sure]] = True
+    return Linear(slope, offset), fixed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,7 @@ class _Entries(Reduction):
         chosen[flat.topk(count).indices] = True
         masks = chosen.split([score.numel() for score in scores.values()])
         kept = {
-            name: getattr(model.form, name) * mask.view_as(score)
+            name: getattr(model.form, name).masked_fill(~mask.view_as(score), 0.0)
             for (name, score), mask in zip(scores.items(), masks, strict=True)
         }
         return replace(model.set(**kept), bits=model.bits)  # what was quantized still is

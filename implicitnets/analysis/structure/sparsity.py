@@ -11,7 +11,7 @@ from ...models import AffineForm
 from ..regions import Region
 from .building import double_form, in_double
 from .duplicates import Duplicates, duplicate_columns, duplicates
-from .editing import bounds, everything, linear, select
+from .editing import bounds, linear, select
 from .exact import idle, unreached
 from .order import Order, numbers, order
 
@@ -153,7 +153,7 @@ def sparsity(
     if not 0 <= tol < 1:
         raise ValueError(f"tol={tol}: it is a share of the largest entry, at least 0 and below 1")
     form = double_form(model, input_shape)
-    problem = bounds(form, everything(form) if region is None else in_double(region, form))
+    problem = bounds(form, None if region is None else in_double(region, form))
     slope = torch.full((form.states,), torch.nan) if problem is None else linear(problem).slope
     useless = idle(form)
     states = None if x is None else form.solve(x.flatten(1).double()).value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .attack import FGSM, PGD, AttackMethod, AttackResult, Sparse, attack
+from .attack import FGSM, PGD, Attackable, AttackMethod, AttackResult, Sparse, attack
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
@@ -15,6 +15,7 @@ __all__ = [
     "PGD",
     "AttackMethod",
     "AttackResult",
+    "Attackable",
     "Ball",
     "Box",
     "Cardinality",

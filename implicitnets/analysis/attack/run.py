@@ -76,7 +76,7 @@ def attack(  # noqa: PLR0913  (what may change, how to look for it, and how to c
     """
     methods = _methods(method, cardinality)
     where = region(x.detach().to(dtype), radius, norm, cardinality=cardinality, domain=domain)
-    victim = Victim(model, x.shape[1:], dtype, gradient)
+    victim = Victim(model, tuple(x.shape[1:]), dtype, gradient)
     with torch.inference_mode(False):
         labels = _labels(victim, where, labels, batch)
         first = int(torch.randint(2**62, (1,), generator=generator or torch.Generator().manual_seed(0)))

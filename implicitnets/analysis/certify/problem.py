@@ -138,6 +138,8 @@ def states(form: AffineForm, z: Bounds) -> Bounds:
     """Bounds of φ(z) for a φ that rises with every entry, rounded outwards."""
     low, high = form.activation(z.low), form.activation(z.high)
     error, relative = doubt(form.activation, form.rows)
+    if not error:
+        return Bounds(low, high)
     return Bounds(low - error - relative * low.abs(), high + error + relative * high.abs())
 
 

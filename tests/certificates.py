@@ -123,7 +123,7 @@ def equilibria(form: AffineForm, space: Region, count: int) -> tuple[Tensor, Ten
 
 
 def escapes(bounder: Bounder, problem: Problem, form: AffineForm, points: tuple[Tensor, Tensor]) -> float:
-    """How far equilibria leave what a bounder says, at most: of states and outputs, and of both by each sample's own."""
+    """How far equilibria leave what a bounder says, at most: of states, and of outputs by shared and by own rows."""
     us, xs = points
     tight = bounder.tighten(problem)
     own = slice(None) if tight.kept is None else tight.kept

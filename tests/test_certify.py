@@ -1,13 +1,9 @@
 """Certificates hold: equilibria do not leave the bounds, whoever looks for them, and wrong bounds are found out."""
 
-from dataclasses import dataclass, replace
-
 import pytest
-import torch
-from certificates import MODELS, REGIONS, equilibria, escapes, form_of, inputs, problem_of
+from certificates import MODELS, REGIONS, equilibria, escapes, form_of, problem_of
 
-from implicitnets.analysis import region
-from implicitnets.analysis.certify import Bounder, ClosedForm, Crown, Interval, MonotoneBall, prepare
+from implicitnets.analysis.certify import ClosedForm, Crown, Interval, MonotoneBall
 
 BOUNDERS = {
     "closed form": ClosedForm(),

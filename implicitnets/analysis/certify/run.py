@@ -67,8 +67,8 @@ def certify(  # noqa: PLR0913  (what is asked, how to answer, and how to compute
         cardinality: At most so many entries change.
         domain: The least and the largest value of an entry.
         goals: G, (k, outputs) or (batch, k, outputs), in place of class margins: Gy is to be positive.
-        method: "closed_form", "monotone_ball", "interval", "crown", "auto", which climbs from cheap to tight until a sample is
-            decided, or a bounder such as ``Crown(rounds=6)``.
+        method: A name in ``METHODS``: "auto" climbs from cheap to tight until a sample is decided; "closed_form",
+            "monotone_ball", "interval" and "crown" are parts of it. Or a bounder such as ``Crown(rounds=6)``.
         budget: Seconds for each sample on average: once a batch has used up its own, no further bounder is begun.
         batch: So many samples at a time.
         progress: Called with how many samples are done, and how many there are.

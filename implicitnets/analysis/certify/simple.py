@@ -51,8 +51,8 @@ class MonotoneBall(Bounder):
         moved = reach[:, None] * torch.linalg.vector_norm(x_part / root, dim=-1) + region.support(u_part)
         size = product(x_part.abs(), y.abs()) + product(u_part.abs(), inputs) + moved.abs()
         terms = problem.form.states + problem.form.inputs + 8
-        value: Tensor = product(x_part, y) + product(u_part, region.centre) + moved
-        return value + 4 * terms * EPS * size
+        value: Tensor = product(x_part, y) + product(u_part, region.centre) + moved + 4 * terms * EPS * size
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 from .attack import FGSM, PGD, Attackable, AttackMethod, AttackResult, Sparse, attack
+from .certify import (
+    Bounder,
+    Bounds,
+    Certificate,
+    Certificates,
+    ClosedForm,
+    Crown,
+    Interval,
+    MonotoneBall,
+    Problem,
+    Verdict,
+    certify,
+    reachable,
+)
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
@@ -17,18 +31,30 @@ __all__ = [
     "AttackResult",
     "Attackable",
     "Ball",
+    "Bounder",
+    "Bounds",
     "Box",
     "Cardinality",
+    "Certificate",
+    "Certificates",
+    "ClosedForm",
+    "Crown",
     "DominantEigenvalue",
+    "Interval",
     "Invertibility",
+    "MonotoneBall",
+    "Problem",
     "Region",
     "SingularElement",
     "Sparse",
+    "Verdict",
     "activation_slopes",
     "attack",
+    "certify",
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",
+    "reachable",
     "region",
     "spectral_norm",
     "spectral_radius",

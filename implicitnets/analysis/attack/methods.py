@@ -61,9 +61,9 @@ class PGD(AttackMethod):
     surrogate loss for PGD-based adversarial testing"). With a target for each wrong class, nothing in the region is
     worse for a model that is linear.
 
-    Steps shrink in equal ratios from all of the region to ``step_size`` of it. They go along the sign of the gradient in the maximum norm, along the gradient in the Euclidean
-    one; in the ℓ1 ball, and where the number of changes is limited, towards the region's point that is best for the
-    gradient (the steps of Frank and Wolfe 1956).
+    Steps shrink in equal ratios from all of the region to ``step_size`` of it. They go along the sign of the gradient
+    in the maximum norm, along the gradient in the Euclidean one; in the ℓ1 ball, and where the number of changes is
+    limited, towards the region's point that is best for the gradient (the steps of Frank and Wolfe 1956).
 
     Attributes:
         steps: Steps of a start.
@@ -78,7 +78,7 @@ class PGD(AttackMethod):
 
     steps: int = 20
     restarts: int = 1
-    targets: int = 9
+    targets: int = 0
     step_size: float = 0.01
     loss: Literal["margin", "ce"] = "margin"
 

@@ -10,7 +10,7 @@ from test_sparsity import cube, draw, outputs, samples, weights_of
 from torch import Tensor, nn
 
 from implicitnets.activations import Blocks, MaxPool
-from implicitnets.analysis import compress, prune, region, structure
+from implicitnets.analysis import Bounds, compress, prune, region, structure
 from implicitnets.analysis.structure import (
     Exact,
     Inputs,
@@ -112,7 +112,7 @@ def test_no_input_leaves_the_bound_of_any_model(seed, radius, method):
     u = samples(4, count=40)
     result = compress(model, method, region=region(u[:3], radius), x=u)
     for i in range(3):
-        bound = structure.Bounds(result.change.low[i], result.change.high[i])
+        bound = Bounds(result.change.low[i], result.change.high[i])
         near = u[i] + radius * samples(4, count=300)
         assert worst(bound, model, near, result.model)
 

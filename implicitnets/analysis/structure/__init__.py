@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..certify.problem import Bounds
 from .change import output_change
 from .compress import Compressed, compress, prune
 from .duplicates import Duplicates
@@ -14,7 +13,6 @@ from .reduction import Reduction
 from .sparsity import Sparsity, Spectrum, sparsity
 
 __all__ = [
-    "Bounds",
     "Compressed",
     "Duplicates",
     "Exact",

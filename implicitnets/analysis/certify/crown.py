@@ -15,8 +15,8 @@ from .start import interval
 
 __all__ = ["Crown"]
 
-ENTRIES = 2**23
-"""Of the largest tensor that is made at once, about."""
+ENTRIES = 2**20
+"""Of the largest tensor that is made at once, about: few enough to stay in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,7 @@ def product(w: Tensor, v: Tensor) -> Tensor:
     """The products w·v, (batch, k), for w of (k, n) or (batch, k, n) and v of (batch, n); 0 · ∞ is 0."""
     finite = torch.isfinite(v)
     if bool(finite.all()):
-        return v @ w.T if w.dim() == 2 else torch.linalg.vecdot(w, v[:, None])
+        return v @ w.T if w.dim() == 2 else (w @ v[:, :, None])[:, :, 0]
     terms = w * v[:, None]
     return torch.where(w == 0, torch.zeros_like(terms), terms).sum(-1)
 

@@ -1,0 +1,1 @@
+"""Training for robustness: certified losses, adversarial training, Lipschitz and flatness penalties."""

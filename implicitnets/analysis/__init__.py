@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .attack import FGSM, PGD, AttackMethod, AttackResult, Sparse, attack
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
@@ -10,6 +11,10 @@ from .slopes import activation_slopes
 from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
 
 __all__ = [
+    "FGSM",
+    "PGD",
+    "AttackMethod",
+    "AttackResult",
     "Ball",
     "Box",
     "Cardinality",
@@ -17,7 +22,9 @@ __all__ = [
     "Invertibility",
     "Region",
     "SingularElement",
+    "Sparse",
     "activation_slopes",
+    "attack",
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",

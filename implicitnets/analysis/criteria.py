@@ -6,14 +6,26 @@ margin in which rounding is accounted for: what is positive is proved.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 
-__all__ = ["Array", "Criterion", "infinity_norm", "lyapunov", "monotone", "nemon", "perron_frobenius", "two_norm"]
+from .multipliers import stabilizer
+
+__all__ = [
+    "Array",
+    "Criterion",
+    "infinity_norm",
+    "lyapunov",
+    "lyapunov_scaling",
+    "monotone",
+    "nemon",
+    "perron_frobenius",
+    "perron_scaling",
+    "two_norm",
+    "weighted",
+]
 
 Array = npt.NDArray[np.float64]
 Criterion = Callable[[Array, Array], float]
@@ -28,7 +40,7 @@ def infinity_norm(w: Array, radius: Array) -> float:
 
 def perron_frobenius(w: Array, radius: Array) -> float:
     """1 − ρ(|W|) > 0: W has ‖E⁻¹WE‖∞ < 1 for some positive diagonal E (El Ghaoui et al. 2021)."""
-    return _perron(np.abs(w) + radius)
+    return perron_scaling(np.abs(w) + radius)[0]
 
 
 def nemon(w: Array, radius: Array) -> float:
@@ -38,7 +50,7 @@ def nemon(w: Array, radius: Array) -> float:
     """
     metzler = np.abs(w)
     np.fill_diagonal(metzler, w.diagonal())
-    return _perron(metzler + radius)
+    return perron_scaling(metzler + radius)[0]
 
 
 def two_norm(w: Array, radius: Array) -> float:
@@ -51,63 +63,48 @@ def monotone(w: Array, radius: Array) -> float:
     return 1 - float(np.linalg.eigvalsh((w + w.T) / 2)[-1]) - _spectral_error(w, radius)
 
 
-def lyapunov(w: Array, radius: Array, time_limit: float = 60.0) -> float:
+def lyapunov(w: Array, radius: Array) -> float:
     """Lyapunov diagonal stability of W − I: Q(I − W) + (I − W)ᵀQ is positive definite for some positive diagonal Q.
 
-    That is monotonicity of EWE⁻¹ with E = Q^(1/2) (Revay, Wang and Manchester 2020), and its margin is the result.
-    With E = diag(exp d), λmax of the symmetric part is a convex function of d; it is smoothed and minimized until
-    the margin is positive. A search that fails proves nothing, one that succeeds is checked by ``monotone``.
+    That is monotonicity of EWE⁻¹ with E = Q^(1/2) (Revay, Wang and Manchester 2020), and its margin is the result, for
+    the best Q that was found. A search that fails proves nothing, one that succeeds is checked by ``monotone``.
     """
-    end = time.monotonic() + time_limit
-    best, logs = -np.inf, np.zeros(len(w))
-
-    def look(d: Array) -> None:
-        nonlocal best, logs
-        ratio = np.exp(d[:, None] - d)
-        margin = monotone(w * ratio, radius * ratio)
-        if margin > best:
-            best, logs = margin, d.copy()
-        if best > 0 or time.monotonic() > end:
-            raise StopIteration
-
-    for smoothing in (1.0, 0.1, 0.01, 0.001):
-        try:
-            look(logs)
-        except StopIteration:
-            break
-        minimize(
-            _smooth_abscissa, logs, args=(w, smoothing), jac=True, method="L-BFGS-B", callback=look,
-            bounds=[(-25, 25)] * len(w), options={"maxiter": 200, "maxcor": 20},
-        )  # fmt: skip
-    return best
+    return lyapunov_scaling(w, radius)[0]
 
 
-def _smooth_abscissa(d: Array, w: Array, smoothing: float) -> tuple[float, Array]:
-    """τ log tr exp(S/τ), which is at least λmax(S), and its gradient; S the symmetric part of diag(eᵈ) W diag(e⁻ᵈ)."""
-    scaled = w * np.exp(d[:, None] - d)
-    values, vectors = np.linalg.eigh((scaled + scaled.T) / 2)
-    weights = np.exp((values - values[-1]) / smoothing)
-    total = weights.sum()
-    pull = (vectors * (weights / total)) @ vectors.T * scaled
-    return float(values[-1] + smoothing * np.log(total)), pull.sum(1) - pull.sum(0)
+def lyapunov_scaling(w: Array, radius: Array) -> tuple[float, Array]:
+    """The margin of ``lyapunov``, and the diagonal of Q."""
+    ones = np.ones(len(w))
+    plain = weighted(w, radius, ones)
+    if plain > 0:
+        return plain, ones
+    found = stabilizer(w)
+    margin = weighted(w, radius, found)
+    return (margin, found) if margin > plain else (plain, ones)
 
 
-def _perron(metzler: Array) -> float:
-    """1 − s with s a little above the spectral abscissa of a matrix that is nonnegative off its diagonal.
+def weighted(w: Array, radius: Array, q: Array) -> float:
+    """The margin of ``monotone`` of EWE⁻¹, E = diag(q)^(1/2)."""
+    ratio = np.sqrt(q)[:, None] / np.sqrt(q)
+    return monotone(w * ratio, (radius + 2 * EPS * np.abs(w)) * ratio)
+
+
+def perron_scaling(metzler: Array) -> tuple[float, Array]:
+    """1 − s with s a little above the spectral abscissa of a matrix that is nonnegative off its diagonal; and a vector.
 
     For any η > 0, s = max (Mη)ᵢ/ηᵢ is an upper bound (Collatz and Wielandt), and (cI − M)⁻¹1 with c just above the
-    abscissa is such an η; the bound is then below c.
+    abscissa is such an η; the bound is then below c. The η of the smallest bound is returned.
     """
-    eye = np.eye(len(metzler))
+    eye, ones = np.eye(len(metzler)), np.ones(len(metzler))
     abscissa = float(np.linalg.eigvals(metzler).real.max())
-    best = _scaled_rows(metzler, np.ones(len(metzler)))
+    best = _scaled_rows(metzler, ones), ones
     for gap in (1e-6, 1e-3, 1e-1):
         try:
-            eta = np.linalg.solve((abscissa + gap * abs(1 - abscissa)) * eye - metzler, np.ones(len(metzler)))
+            eta = np.linalg.solve((abscissa + gap * abs(1 - abscissa)) * eye - metzler, ones).astype(np.float64)
         except np.linalg.LinAlgError:
             continue
         if np.isfinite(eta).all() and eta.min() > 0:
-            best = max(best, _scaled_rows(metzler, eta.astype(np.float64)))
+            best = max(best, (_scaled_rows(metzler, eta), eta), key=lambda pair: pair[0])
     return best
 
 

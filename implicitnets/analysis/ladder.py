@@ -127,7 +127,7 @@ def _climb(w: Array, radius: Array, tried: dict[str, float], time_limit: float) 
             if (corner := negative_vertex(w, start)) is not None:
                 tried["P-matrix"] = min(0.0, float(np.linalg.det(matrix[np.ix_(corner > 0, corner > 0)])))
                 return corner
-        tried["Lyapunov"] = lyapunov(w, radius, time_limit)
+        tried["Lyapunov"] = lyapunov(w, radius)
         if tried["Lyapunov"] > 0:
             return None
     if n <= EXHAUSTIVE:

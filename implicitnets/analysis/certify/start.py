@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..gains import gains, spread, to_states
 from .problem import Bounds, Problem
 
 __all__ = ["ball", "box", "interval"]
@@ -16,23 +17,15 @@ def box(problem: Problem) -> Problem:
     """|x − x₀| ≤ (I − G)⁻¹ (s + r) where G = |A| has spectral radius below 1 (El Ghaoui et al. 2021, section 4).
 
     s bounds |B(u − u₀)| and r is the residual of x₀. Where φ maps groups of rows to groups of states, a row of G and s
-    is the largest of its group. For a component-wise φ with slopes in [0, 1], row i of G and s is that of |A| without
-    the diagonal and of s, divided by 1 − aᵢᵢ, and rᵢ is divided by min(1, 1 − aᵢᵢ): the gain of r ↦ x = φ(aᵢᵢx + r)
-    (Jafarpour et al. 2021). Nothing is learned where the spectral radius is not below 1.
+    is the largest of its group. Where ``gains`` takes out the diagonal, row i of G and s is divided by 1 − γaᵢᵢ, and rᵢ
+    by min(1, 1 − γaᵢᵢ), since x = φ(aᵢᵢx + s) + r. Nothing is learned where the spectral radius is not below 1.
     """
-    form, region, x0 = problem.form, problem.region, problem.x0
-    steepest = form.activation.lipschitz(float("inf"))
-    if steepest == float("inf"):
+    form, x0, found = problem.form, problem.x0, gains(problem.form)
+    if found is None:
         return problem
-    spread = steepest * torch.maximum(region.support(form.B), region.support(-form.B))
-    gain = steepest * form.A.abs()
-    rest = _residual(problem)
-    slopes, own = form.activation.slopes(), 1 - form.A.diagonal()
-    if form.activation.componentwise and slopes is not None and slopes[1] <= 1 and bool((own > 0).all()):
-        gain, spread = (form.A.abs() - torch.diag(form.A.diagonal().abs())) / own[:, None], spread / own
-        rest = rest / own.clamp_max(1)
-    right = _to_states(problem, spread) + rest
-    reach = _solve(_to_states(problem, gain.T).T, right * (1 + 1e-12))
+    moved = found.rows * torch.maximum(problem.region.support(form.B), problem.region.support(-form.B))
+    right = to_states(form, moved) + _residual(problem) / found.own.clamp_max(1)
+    reach = spread(found.states, right * (1 + 1e-12))
     return problem.tighten(x=Bounds(x0 - reach, x0 + reach))
 
 
@@ -87,17 +80,6 @@ def interval(problem: Problem, steps: int = 100, rtol: float = 1e-6) -> Problem:
     return problem
 
 
-def _to_states(problem: Problem, v: Tensor) -> Tensor:
-    """From nonnegative values of rows, (k, rows), the largest of each group for the states it makes, (k, states)."""
-    form = problem.form
-    parts, at = [], 0
-    for count, before, after in form.activation.groups(form.rows):
-        piece = v[:, at : at + count * before].unflatten(1, (count, before)).amax(-1)
-        parts.append(piece.repeat_interleave(after, 1))
-        at += count * before
-    return torch.cat(parts, 1)
-
-
 def _slack(problem: Problem) -> Tensor:
     """More than the rounding error of Ax₀ + Bu₀ + b, (batch, rows)."""
     form = problem.form
@@ -109,18 +91,5 @@ def _residual(problem: Problem) -> Tensor:
     """A bound of |φ(Ax₀ + Bu₀ + b) − x₀|, (batch, states)."""
     form, x0 = problem.form, problem.x0
     value = form.activation(form.preactivation(x0, problem.region.centre))
-    slack = form.activation.lipschitz(float("inf")) * _to_states(problem, _slack(problem))
+    slack = form.activation.lipschitz(float("inf")) * to_states(form, _slack(problem))
     return (value - x0).abs() + slack + 8 * EPS * (value.abs() + x0.abs())
-
-
-def _solve(gain: Tensor, right: Tensor) -> Tensor:
-    """A v ≥ (I − G)⁻¹ q for nonnegative G and rows q, infinite where there is none.
-
-    The solution is not trusted: a v > 0 with v > Gv + q is at least the right side, and proves that the spectral radius
-    of G is below 1.
-    """
-    floor = torch.finfo(right.dtype).eps * (right.amax(1, keepdim=True) + torch.finfo(right.dtype).tiny)
-    right = right + floor
-    v = torch.linalg.solve_ex(torch.eye(len(gain)).to(gain) - gain, right.T)[0].T * (1 + 1e-9)
-    proved = (v > 0) & (v * (1 - 4 * (len(gain) + 8) * EPS) >= v @ gain.T * (1 + 1e-12) + right)
-    return torch.where(proved.all(1, keepdim=True), v, torch.inf)

@@ -1,0 +1,100 @@
+"""How far changes spread in a model: bounds of absolute values that hold for every slope of φ."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..activations import Blocks
+from ..models import AffineForm
+
+__all__ = ["Gains", "constants", "gains", "slopes", "spread", "to_states"]
+
+EPS = torch.finfo(torch.float64).eps
+
+
+class Gains(NamedTuple):
+    """|Δx| ≤ G|Δx| + the largest of each group of κ|BΔu|, for any two inputs and their equilibria.
+
+    Attributes:
+        states: G, (states, states), nonnegative.
+        rows: κ, (rows,), positive.
+        own: 1 − γaᵢᵢ where the diagonal was taken out of G, else 1, (states,).
+    """
+
+    states: Tensor
+    rows: Tensor
+    own: Tensor
+
+
+def constants(form: AffineForm, p: float) -> Tensor:
+    """The Lipschitz constant in the p-norm of the block that a row belongs to, (rows,)."""
+    parts = Blocks((form.activation, form.rows)).parts
+    return torch.cat([form.A.new_full((rows,), phi.lipschitz(p)) for phi, rows in parts])
+
+
+def slopes(form: AffineForm) -> tuple[Tensor, Tensor] | None:
+    """The least and the largest slope of every row, or None if φ is not component-wise or they are not bounded."""
+    least, largest = [], []
+    for phi, rows in Blocks((form.activation, form.rows)).parts:
+        steepest = phi.lipschitz(float("inf"))
+        low, high = phi.slopes() or (-steepest, steepest)
+        if not phi.componentwise or steepest == float("inf"):
+            return None
+        least.append(form.A.new_full((rows,), low))
+        largest.append(form.A.new_full((rows,), high))
+    return torch.cat(least), torch.cat(largest)
+
+
+def gains(form: AffineForm, *, eliminate: bool = True) -> Gains | None:
+    """G = γ|A| and κ = γ, the Lipschitz constants of the rows in the maximum norm (El Ghaoui et al. 2021, section 4).
+
+    Where φ maps groups of rows to groups of states, a row of G is the largest of its group. Where φ is component-wise
+    with slopes in [0, γ] and all γaᵢᵢ < 1, row i without its diagonal is divided by 1 − γaᵢᵢ instead, and so is κ,
+    since d / (1 − daᵢᵢ) rises with the slope d (Jacobi's splitting). (I − G)⁻¹ is never larger for that, and smaller
+    where an aᵢᵢ is negative; and its condition ρ(G) < 1 is that of Jafarpour et al. (2021).
+
+    Args:
+        form: The model, float64.
+        eliminate: Whether to take out the diagonal, where it is allowed.
+
+    Returns:
+        The gains, a few roundings off, or None if φ has no such constants.
+    """
+    steepest, bounds = constants(form, float("inf")), slopes(form)
+    if not bool(torch.isfinite(steepest).all()):
+        return None
+    gain = steepest[:, None] * form.A.abs()
+    if eliminate and bounds is not None and bool((bounds[0] >= 0).all()):
+        own = 1 - steepest * form.A.diagonal()
+        own = own - 4 * EPS * (1 + (1 - own).abs())
+        if bool((own > 0).all()):
+            return Gains((gain - torch.diag(gain.diagonal())) / own[:, None], steepest / own, own)
+    return Gains(to_states(form, gain.T).T, steepest, form.A.new_ones(form.states))
+
+
+def to_states(form: AffineForm, v: Tensor) -> Tensor:
+    """From nonnegative values of rows, (k, rows), the largest of each group for the states it makes, (k, states)."""
+    parts, at = [], 0
+    for count, before, after in form.activation.groups(form.rows):
+        piece = v[:, at : at + count * before].unflatten(1, (count, before)).amax(-1)
+        parts.append(piece.repeat_interleave(after, 1))
+        at += count * before
+    return torch.cat(parts, 1)
+
+
+def spread(gain: Tensor, right: Tensor) -> Tensor:
+    """A v ≥ (I − G)⁻¹ q for nonnegative G and rows q, infinite where there is none; both may be a few roundings off.
+
+    The solution is not trusted: a v > 0 with v > Gv + q is at least the right side, and proves that the spectral radius
+    of G is below 1.
+    """
+    eye, rounding = torch.eye(len(gain)).to(gain), 4 * (len(gain) + 8) * EPS
+    right = right + EPS * (right.amax(1, keepdim=True) + torch.finfo(right.dtype).tiny)
+    v = torch.linalg.solve_ex(eye - gain, right.T)[0].T
+    room = 1e-9 * right + 4 * rounding * (v.abs() + v.abs() @ gain.T)  # for the rounding of the test below
+    v = v + torch.linalg.solve_ex(eye - gain, room.T)[0].T
+    proved = (v > 0) & (v * (1 - rounding) >= v @ gain.T * (1 + rounding) + right)
+    return torch.where(proved.all(1, keepdim=True), v, torch.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ...analysis import PGD, attack
 from ...models import NotAffine, affine
+from ...solution import ConvergenceWarning
 from ..method import GradientTrainer, Loss, Method, Unsupported
 from .bounds import RELAXATIONS, Relaxation, certified_loss, contracted
 
-__all__ = ["Certified", "Robust"]
+__all__ = ["Adversarial", "Certified", "Robust"]
 
 Norm = Literal["inf", 1, 2]
 
@@ -130,3 +133,41 @@ class Certified(Robust):
         return certified_loss(
             model, inputs, targets, radius, norm=self.norm, domain=self.domain, bounds=self.bounds, loss=loss
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial(Robust):
+    """The loss and that of adversarial inputs, found by ``PGD`` with exact implicit gradients (Madry et al. 2018).
+
+    The search for a sample ends once it is misclassified. It needs no affine form, and proves nothing.
+
+    Attributes:
+        steps: Gradient steps to each adversarial input.
+
+    Raises:
+        ValueError: If an attribute is out of range.
+    """
+
+    steps: int = 5
+
+    lr: ClassVar[float] = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise ValueError(f"Adversarial(steps={self.steps!r}): steps must be at least 1")
+
+    def worst(self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, radius: float) -> Tensor:  # noqa: D102
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # such inputs are not taken
+            found = attack(
+                model,
+                inputs,
+                targets,
+                radius=radius,
+                norm=self.norm,
+                domain=self.domain,
+                method=PGD(steps=self.steps, restarts=1, loss="ce"),
+                dtype=inputs.dtype,
+            )
+        return loss(model(found.inputs), targets)

@@ -193,7 +193,7 @@ def test_a_monotone_model_has_a_bound_in_the_euclidean_norm_only():
     gain = torch.linalg.matrix_norm(deq.U, 2) * torch.linalg.matrix_norm(head.weight, 2)
     assert lipschitz_bound(model) <= gain * (1 + 1e-9)
     assert gradient_is_exact(model, lipschitz_bound)
-    with pytest.raises(Unsupported, match="IntervalMonotoneDEQ"):
+    with pytest.raises(Unsupported, match="no Lipschitz constant is known of this model in the norm 'inf'"):
         Lipschitz(norm="inf").trainer(model, cross_entropy, lr=1e-3)
 
 
@@ -241,7 +241,8 @@ def test_certified_training_makes_robustness_provable_and_adversarial_training_r
     certified = accuracies(Certified(radius=radius, domain=domain, ramp=60), radius)
     adversarial = accuracies(Adversarial(radius=radius, domain=domain, ramp=60, steps=2), radius)
     assert certified[0] > 0.9
-    assert certified[1] > 0.75 > 0.4 > plain[1]
+    assert certified[1] > 0.75
+    assert plain[1] < 0.4
     assert adversarial[2] > plain[2] + 0.03
 
 

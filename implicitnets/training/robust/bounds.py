@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...analysis import Box, Region, region
+from ...analysis.gains import Gains, gains, slopes, spread
 from ...fixed_point import fixed_point
 from ...models import AffineForm, NotAffine, affine
 from ...solvers import Anderson, Solver
 from ..method import Loss
 
-__all__ = ["Relaxation", "certified_loss", "contracted", "worst_outputs"]
+__all__ = ["Relaxation", "certified_loss", "contracted", "is_stable", "worst_outputs"]
 
 Relaxation = Literal["interval", "linear"]
 
@@ -38,7 +39,7 @@ def certified_loss(
 
     It is the loss of ``worst_outputs``: a bound for every loss that depends on the differences yⱼ − y of an output to
     the label's and rises with each, as the cross entropy does (Wong and Kolter 2018, theorem 2; for implicit models
-    Wei and Kolter 2022). The bound holds up to the tolerance of the solver, and is no proof: that is ``analysis.certify``.
+    Wei and Kolter 2022). It holds up to the tolerance of the solver, and is no proof: that is ``analysis.certify``.
 
     Examples:
         >>> from implicitnets.models import ImplicitModel
@@ -69,8 +70,7 @@ def certified_loss(
     Warns:
         ConvergenceWarning: If the bounds of a sample did not converge.
     """
-    worst = worst_outputs(model, x, labels, radius, norm=norm, domain=domain, bounds=bounds, solver=solver)
-    return loss(worst, labels)
+    return loss(worst_outputs(model, x, labels, radius, norm=norm, domain=domain, bounds=bounds, solver=solver), labels)
 
 
 def worst_outputs(
@@ -126,7 +126,7 @@ def worst_outputs(
     worst = functional.linear((low + high) / 2, C, c) + functional.linear((high - low) / 2, C.abs())
     if bool(form.D.any()):
         worst = worst + _largest(where, D)
-    chosen = worst.unflatten(1, (form.outputs, form.outputs))[torch.arange(len(labels)), labels]
+    chosen: Tensor = worst.unflatten(1, (form.outputs, form.outputs))[torch.arange(len(labels)), labels]
     if bounds == "linear":
         own = functional.one_hot(labels, form.outputs).to(c)  # a product, since the gradient of an index is slow
         weights = form.C - (own @ form.C)[:, None], form.D - (own @ form.D)[:, None]
@@ -151,29 +151,34 @@ def _largest(where: Region, w: Tensor) -> Tensor:
 def contracted(form: AffineForm) -> AffineForm:
     """The form, without the diagonal of A where φ is the ReLU, of which interval bounds have one equilibrium.
 
-    That is so if γ|A| has a spectral radius below 1, γ the largest slope of φ: if (I − γ|A|)⁻¹1 > 0.
+    That is so if the gains G = γ|A|, γ the largest slope of φ, have a spectral radius below 1.
 
     Raises:
         NotAffine: If it is not so, or φ is not component-wise and rising.
     """
-    phi = form.activation
-    slopes = phi.slopes()
-    if not phi.componentwise or slopes is None or slopes[0] < 0:
-        raise NotAffine(f"activation={phi!r} has no interval bounds here: it must be component-wise and rising")
+    bounds = slopes(form)
+    if bounds is None or bool((bounds[0] < 0).any()):
+        raise NotAffine(f"activation={form.activation!r} has no interval bounds: it must be component-wise and rising")
     own = form.A.diagonal()
     if _is_relu(form) and bool((own < 1).all()):
         scale = 1 / (1 - own)
         A = scale[:, None] * (form.A - torch.diag(own))
         form = replace(form, A=A, B=scale[:, None] * form.B, b=scale * form.b, weights=None)
     with torch.no_grad():
-        eye = torch.eye(form.states, dtype=form.A.dtype, device=form.A.device)
-        solution, info = torch.linalg.solve_ex(eye - slopes[1] * form.A.abs(), eye.new_ones(form.states))
-    if int(info) or not bool((solution > 0).all()):
-        raise NotAffine(
-            "interval bounds of this model have no equilibrium, since |A| has an eigenvalue of 1 or more: train an "
-            "ImplicitModel with InfNorm or PerronFrobenius, an IntervalMonotoneDEQ, or a NonEuclideanDEQ of ReLUs"
-        )
+        if not is_stable(gains(form, eliminate=False)):
+            raise NotAffine(
+                "interval bounds of this model have no equilibrium, since |A| has an eigenvalue of 1 or more: train an "
+                "ImplicitModel with InfNorm or PerronFrobenius, an IntervalMonotoneDEQ, or a NonEuclideanDEQ of ReLUs"
+            )
     return form
+
+
+def is_stable(gain: Gains | None) -> bool:
+    """Whether there are such gains, of a spectral radius below 1."""
+    if gain is None:
+        return False
+    states = gain.states.detach().double()
+    return bool(spread(states, states.new_ones(1, len(states))).isfinite().all())
 
 
 def _is_relu(form: AffineForm) -> bool:
@@ -229,10 +234,5 @@ def _linear(
     w = lines(v, upper, lower)
     gap = (upper * v.clamp_min(0)) @ fall[:, :, None]
     d = d + w @ form.B
-    return _dot(d, where.centre) + where.support(d) + w @ form.b - gap[..., 0]
-
-
-def _dot(w: Tensor, v: Tensor) -> Tensor:
-    """W·v, (batch, k), for w of (batch, k, n) and v of (batch, n)."""
-    product: Tensor = (w @ v[:, :, None])[..., 0]
-    return product
+    value: Tensor = (d @ where.centre[:, :, None] - gap)[..., 0] + where.support(d) + w @ form.b
+    return value

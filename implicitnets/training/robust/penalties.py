@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ...analysis.gains import Gains, gains, slopes, to_states
 from ...models import AffineForm, NotAffine, affine
 from ..method import GradientTrainer, Loss, Method, Unsupported
-from .bounds import contracted
+from .bounds import is_stable
 
 __all__ = ["SAM", "Lipschitz", "lipschitz_bound"]
 
@@ -21,10 +22,11 @@ ORDERS = {"inf": float("inf"), 1: 1.0, 2: 2.0}
 def lipschitz_bound(model: nn.Module, norm: Norm = 2, input_shape: tuple[int, ...] | None = None) -> Tensor:
     """A bound of ‖y(u) − y(v)‖ / ‖u − v‖ over all inputs, a scalar that is differentiable in the parameters.
 
-    With slopes of φ between 0 and γ and ρ(γ|A|) < 1 it is the norm of |C|(I − γ|A|)⁻¹γ|B| + |D| (El Ghaoui et al.
-    2021, section 4; for ReLUs without the diagonal of A, as in ``worst_outputs``). In the Euclidean norm, for slopes in
-    [0, 1] and I − A ≥ mI in symmetric parts, m > 0, it is ‖C‖‖B‖/m + ‖D‖ (Pabbaraju, Winston and Kolter 2021). Where
-    both hold it is the smaller one.
+    It is the norm of |C|(I − G)⁻¹κ|B| + |D| where the gains G, γ|A| with γ the Lipschitz constants of φ, have a
+    spectral radius below 1 (El Ghaoui et al. 2021, section 4). For slopes from 0 to γ the diagonal is taken out: row i
+    of G and κᵢ = γ are divided by 1 − γaᵢᵢ (Jafarpour et al. 2021). In the Euclidean norm, for slopes in [0, 1] and
+    Λ(I − A) ≥ mΛ in symmetric parts, m > 0, it is ‖CΛ^(−1/2)‖‖Λ^(1/2)B‖/m + ‖D‖ (Pabbaraju, Winston and Kolter 2021).
+    Where both hold it is the smaller one.
 
     Examples:
         >>> from implicitnets.models import MonotoneDEQ
@@ -45,35 +47,37 @@ def lipschitz_bound(model: nn.Module, norm: Norm = 2, input_shape: tuple[int, ..
         raise ValueError(f'norm={norm!r}: the norms are "inf", 2 and 1')
     form = affine(model, input_shape)
     bounds = [_monotone(form)] if norm == 2 else []
-    try:
-        bounds.append(torch.linalg.matrix_norm(_sensitivity(contracted(form)), ORDERS[norm]))
-    except NotAffine:
-        if norm != 2 or not bool(bounds[0].isfinite()):
-            raise
-    return torch.stack(bounds).min()
+    gain = gains(form)
+    if gain is not None and is_stable(gain):
+        bounds.append(torch.linalg.matrix_norm(_sensitivity(form, gain), ORDERS[norm]))
+    bounds = [bound for bound in bounds if bool(bound.isfinite())]
+    if not bounds:
+        raise NotAffine(
+            f"no Lipschitz constant is known of this model in the norm {norm!r}: of an ImplicitModel with InfNorm, an "
+            "IntervalMonotoneDEQ and a NonEuclideanDEQ there is one, with norm=2 of a MonotoneDEQ too"
+        )
+    smallest: Tensor = torch.stack(bounds).min()
+    return smallest
 
 
-def _sensitivity(form: AffineForm) -> Tensor:
-    slopes = form.activation.slopes()
-    assert slopes is not None  # or it would not be contracted
-    steepest = slopes[1]
-    eye = torch.eye(form.states, dtype=form.A.dtype, device=form.A.device)
-    states = torch.linalg.solve(eye - steepest * form.A.abs(), steepest * form.B.abs())
-    return form.C.abs() @ states + form.D.abs()
+def _sensitivity(form: AffineForm, gain: Gains) -> Tensor:
+    moved = to_states(form, (gain.rows[:, None] * form.B.abs()).T).T
+    states = torch.linalg.solve(torch.eye(form.states).to(moved) - gain.states, moved)
+    outputs: Tensor = form.C.abs() @ states + form.D.abs()
+    return outputs
 
 
 def _monotone(form: AffineForm) -> Tensor:
-    """Infinite where A is not monotone."""
-    slopes = form.activation.slopes()
-    if not form.activation.componentwise or slopes is None or slopes[0] < 0 or slopes[1] > 1:
+    """Infinite where A is not monotone, or the slopes are not in [0, 1]."""
+    rising = slopes(form)
+    if rising is None or bool(((rising[0] < 0) | (rising[1] > 1)).any()):
         return form.A.new_tensor(float("inf"))
     root = form.A.new_ones(form.states) if form.weights is None else form.weights.sqrt()
     scaled = root[:, None] * form.A / root
     margin = 1 - torch.linalg.eigvalsh((scaled + scaled.T) / 2)[-1]
-    if not bool(margin > 0):
-        return form.A.new_tensor(float("inf"))
     C, B, D = (torch.linalg.matrix_norm(part, 2) for part in (form.C / root, root[:, None] * form.B, form.D))
-    return C * B / margin + D
+    bound: Tensor = C * B / margin + D
+    return bound if bool(margin > 0) else form.A.new_tensor(float("inf"))
 
 
 @dataclass(frozen=True, kw_only=True)

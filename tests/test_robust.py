@@ -146,6 +146,17 @@ def test_linear_bounds_are_never_worse_and_often_better():
     assert (narrow < wide - 1e-3).any()
 
 
+@pytest.mark.parametrize("bounds", ["interval", "linear"])
+@pytest.mark.parametrize(("norm", "dual"), [("inf", 1), (2, 2), (1, torch.inf)], ids=["inf", "2", "1"])
+def test_of_a_linear_model_it_is_exact(norm, dual, bounds):
+    D, (x, labels) = normal(3, 6, seed=2), batch()
+    one = torch.zeros(1, 1, dtype=F64)
+    model = ImplicitModel.from_matrices(one, torch.zeros(1, 6, dtype=F64), torch.zeros(3, 1, dtype=F64), D)
+    steps = D - D[labels][:, None]
+    expected = (steps @ x[:, :, None])[..., 0] + 0.3 * torch.linalg.vector_norm(steps, dual, dim=-1)
+    torch.testing.assert_close(worst_outputs(model, x, labels, 0.3, norm=norm, bounds=bounds), expected)
+
+
 def test_the_diagonal_costs_nothing():
     """x = relu(−ax + u) is relu(u / (1 + a)): with |a| instead, bounds would not even exist."""
     one = torch.ones(1, 1)

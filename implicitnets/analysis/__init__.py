@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from .attack import FGSM, PGD, AttackMethod, AttackResult, Sparse, attack
+from .attack import FGSM, PGD, Attackable, AttackMethod, AttackResult, Sparse, attack
+from .certify import (
+    Bounder,
+    Bounds,
+    Certificate,
+    Certificates,
+    ClosedForm,
+    Crown,
+    Interval,
+    MonotoneBall,
+    Problem,
+    Verdict,
+    certify,
+    reachable,
+)
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
@@ -15,19 +29,32 @@ __all__ = [
     "PGD",
     "AttackMethod",
     "AttackResult",
+    "Attackable",
     "Ball",
+    "Bounder",
+    "Bounds",
     "Box",
     "Cardinality",
+    "Certificate",
+    "Certificates",
+    "ClosedForm",
+    "Crown",
     "DominantEigenvalue",
+    "Interval",
     "Invertibility",
+    "MonotoneBall",
+    "Problem",
     "Region",
     "SingularElement",
     "Sparse",
+    "Verdict",
     "activation_slopes",
     "attack",
+    "certify",
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",
+    "reachable",
     "region",
     "spectral_norm",
     "spectral_radius",

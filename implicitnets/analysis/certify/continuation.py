@@ -21,7 +21,7 @@ HOPELESS = 1.1
 def continued(problem: Problem, origin: Bounds, bound: Callable[[Problem, Tensor], Bounds], tries: int) -> Problem:
     """The problem with a box of z around the equilibrium of the centre that no equilibrium leaves, where one is found.
 
-    Let Z be a box around z(u₀), and let every equilibrium with z in Z have z in the interior of Z. If each input has one
+    Let Z be a box around z(u₀), and let each equilibrium with z in Z have it in the interior. If each input has one
     equilibrium, which depends on it continuously, then all are in Z: on the way from u₀ to u, z would have to be on the
     border of Z before it leaves. So bounds that hold only as long as z is in Z prove themselves. Faces that known
     bounds exclude can't be crossed either. The first Z is what the linearization at the centre says, with some room.

@@ -48,14 +48,14 @@ class Climb:
         self._decide(torch.arange(count), self.found.missed, Verdict.FALSIFIED, "clean")
 
     def run(self, bounders: Sequence[Bounder], budget: float) -> None:
-        """Try the bounders in turn, and a search for counterexamples after the first, within a budget per sample."""
+        """Try the bounders in turn, and a search for counterexamples after two, within a budget per sample."""
         for number, bounder in enumerate(bounders):
             rows = self._open()
             if not len(rows) or float(self.seconds.sum()) > budget * len(self.goals):
                 return
             self._bound(rows, bounder)
             rows = self._open()
-            if number == 0 and len(rows):
+            if number == min(1, len(bounders) - 1) and len(rows):
                 found = search(self.form, self.region.take(rows), self.goals[rows], STEPS, self.dtype)
                 self.found.value[rows], self.found.u[rows] = found.value, found.u
                 self._decide(rows, found.missed, Verdict.FALSIFIED, "attack")

@@ -1,8 +1,22 @@
-"""What can be measured and proved of a model: well-posedness, sensitivity, robustness, invertibility, Jacobians."""
+"""What can be measured and proved of a model: well-posedness, sensitivity, robustness, structure, Jacobians."""
 
 from __future__ import annotations
 
-from .attack import FGSM, PGD, AttackMethod, AttackResult, Sparse, attack
+from .attack import FGSM, PGD, Attackable, AttackMethod, AttackResult, Sparse, attack
+from .certify import (
+    Bounder,
+    Bounds,
+    Certificate,
+    Certificates,
+    ClosedForm,
+    Crown,
+    Interval,
+    MonotoneBall,
+    Problem,
+    Verdict,
+    certify,
+    reachable,
+)
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
@@ -11,6 +25,7 @@ from .regions import Ball, Box, Cardinality, Region, region
 from .sensitivity import Sensitivity, sensitivity
 from .slopes import activation_slopes
 from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
+from .structure import Compressed, Sparsity, compress, prune, sparsity
 from .twins import Twins
 from .wellposed import WellPosedness, well_posedness
 
@@ -19,26 +34,44 @@ __all__ = [
     "PGD",
     "AttackMethod",
     "AttackResult",
+    "Attackable",
     "Ball",
+    "Bounder",
+    "Bounds",
     "Box",
     "Cardinality",
+    "Certificate",
+    "Certificates",
+    "ClosedForm",
+    "Compressed",
+    "Crown",
     "DominantEigenvalue",
+    "Interval",
     "Invertibility",
     "Lipschitz",
+    "MonotoneBall",
+    "Problem",
     "Region",
     "Sensitivity",
     "SingularElement",
     "Sparse",
+    "Sparsity",
     "Twins",
+    "Verdict",
     "WellPosedness",
     "activation_slopes",
     "attack",
+    "certify",
+    "compress",
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",
     "lipschitz",
+    "prune",
+    "reachable",
     "region",
     "sensitivity",
+    "sparsity",
     "spectral_norm",
     "spectral_radius",
     "well_posedness",

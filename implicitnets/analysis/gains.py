@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..activations import Blocks
+from ..linalg import solve_dense
 from ..models import AffineForm
 
 __all__ = ["Gains", "constants", "gains", "slopes", "spread", "to_states"]
@@ -85,11 +86,14 @@ def to_states(form: AffineForm, v: Tensor) -> Tensor:
 
 
 def spread(gain: Tensor, right: Tensor) -> Tensor:
-    """A v ≥ (I − G)⁻¹ q for nonnegative G and rows q, infinite where there is none; both may be a few roundings off.
+    """A v ≥ (I − G)⁻¹ q for nonnegative G, one or one for each row q, infinite where there is none.
+
+    Both may be a few roundings off.
 
     The solution is not trusted: a v > 0 with v > Gv + q is at least the right side, and proves that the spectral radius
     of G is below 1.
     """
+<<<<<<< HEAD
     eye, rounding = torch.eye(len(gain)).to(gain), 4 * (len(gain) + 8) * EPS
     nothing = right.amax(1, keepdim=True) == 0
     right = torch.where(nothing, 1.0, right)
@@ -99,3 +103,19 @@ def spread(gain: Tensor, right: Tensor) -> Tensor:
     v = v + torch.linalg.solve_ex(eye - gain, (1e-9 * right + 4 * rounding * size).T)[0].T  # room for rounding
     proved = (v > 0) & (v * (1 - rounding) >= v @ gain.T * (1 + rounding) + right)
     return torch.where(proved.all(1, keepdim=True), torch.where(nothing, 0.0, v), torch.inf)
+=======
+    inner, rounding = torch.eye(gain.shape[-1]).to(gain) - gain, 4 * (gain.shape[-1] + 8) * EPS
+
+    def solved(q: Tensor) -> Tensor:
+        return solve_dense(inner, q) if gain.dim() == 3 else torch.linalg.solve_ex(inner, q.T)[0].T
+
+    def grown(v: Tensor) -> Tensor:
+        return torch.einsum("bij,bj->bi", gain, v) if gain.dim() == 3 else v @ gain.T
+
+    right = right + EPS * (right.amax(1, keepdim=True) + torch.finfo(right.dtype).tiny)
+    v = solved(right)
+    room = 1e-9 * right + 4 * rounding * (v.abs() + grown(v.abs()))  # for the rounding of the test below
+    v = v + solved(room)
+    proved = (v > 0) & (v * (1 - rounding) >= grown(v) * (1 + rounding) + right)
+    return torch.where(proved.all(1, keepdim=True), v, torch.inf)
+>>>>>>> main

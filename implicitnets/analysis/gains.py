@@ -93,17 +93,6 @@ def spread(gain: Tensor, right: Tensor) -> Tensor:
     The solution is not trusted: a v > 0 with v > Gv + q is at least the right side, and proves that the spectral radius
     of G is below 1.
     """
-<<<<<<< HEAD
-    eye, rounding = torch.eye(len(gain)).to(gain), 4 * (len(gain) + 8) * EPS
-    nothing = right.amax(1, keepdim=True) == 0
-    right = torch.where(nothing, 1.0, right)
-    right = right + EPS * right.amax(1, keepdim=True)
-    v = torch.linalg.solve_ex(eye - gain, right.T)[0].T
-    size = (v.abs() + v.abs() @ gain.T).amax(1, keepdim=True)
-    v = v + torch.linalg.solve_ex(eye - gain, (1e-9 * right + 4 * rounding * size).T)[0].T  # room for rounding
-    proved = (v > 0) & (v * (1 - rounding) >= v @ gain.T * (1 + rounding) + right)
-    return torch.where(proved.all(1, keepdim=True), torch.where(nothing, 0.0, v), torch.inf)
-=======
     inner, rounding = torch.eye(gain.shape[-1]).to(gain) - gain, 4 * (gain.shape[-1] + 8) * EPS
 
     def solved(q: Tensor) -> Tensor:
@@ -112,10 +101,11 @@ def spread(gain: Tensor, right: Tensor) -> Tensor:
     def grown(v: Tensor) -> Tensor:
         return torch.einsum("bij,bj->bi", gain, v) if gain.dim() == 3 else v @ gain.T
 
-    right = right + EPS * (right.amax(1, keepdim=True) + torch.finfo(right.dtype).tiny)
+    nothing = right.amax(1, keepdim=True) == 0
+    right = torch.where(nothing, 1.0, right)
+    right = right + EPS * right.amax(1, keepdim=True)
     v = solved(right)
-    room = 1e-9 * right + 4 * rounding * (v.abs() + grown(v.abs()))  # for the rounding of the test below
-    v = v + solved(room)
+    size = (v.abs() + grown(v.abs())).amax(1, keepdim=True)
+    v = v + solved(1e-9 * right + 4 * rounding * size)  # room for the rounding of the solution and of the test below
     proved = (v > 0) & (v * (1 - rounding) >= grown(v) * (1 + rounding) + right)
-    return torch.where(proved.all(1, keepdim=True), v, torch.inf)
->>>>>>> main
+    return torch.where(proved.all(1, keepdim=True), torch.where(nothing, 0.0, v), torch.inf)

@@ -94,12 +94,12 @@ def main():
     arguments.out.mkdir(parents=True, exist_ok=True)
     dataset, options = data.load("digits" if arguments.quick else arguments.data), QUICK if arguments.quick else FULL
     path = arguments.out / "results.json"
-    results = storage.read_json(path) if path.exists() else {}
+    results = storage.read_json(path)["models"] if path.exists() else {}
     for number, name in enumerate(MODELS):
         model = trained(name, dataset, options, arguments.out / f"{number}.pt")
         if name not in results:
             results[name] = analyse(model, dataset)
-            storage.write_json(path, results)
+            storage.write_json(path, {"models": results})
         if name == "NEMON":
             found = analysis.sensitivity(model)
             figure = sensitivity_images(found, dataset.shape[1:])

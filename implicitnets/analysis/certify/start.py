@@ -68,14 +68,10 @@ def interval(problem: Problem, steps: int = 100, rtol: float = 1e-6) -> Problem:
     They keep every equilibrium inside. From a box that holds all they go to the embedded equilibrium of mixed monotone
     systems (Jafarpour et al. 2021, arXiv 2112.05310).
     """
-    A, B = problem.form.A, problem.form.B
     for _ in range(steps):
-        before = problem.x
-        high = problem.maximum(A, B) + problem.form.b
-        low = -problem.maximum(-A, -B) + problem.form.b
-        problem = problem.tighten(z=Bounds(low, high))
-        gained = (before.high - before.low) - (problem.x.high - problem.x.low)
-        if not bool((gained > rtol * (before.high - before.low)).any()):  # nan where both are infinite
+        before = problem.x.high - problem.x.low
+        problem = problem.tighten(z=problem.rows())
+        if not bool((problem.x.high - problem.x.low < (1 - rtol) * before).any()):
             break
     return problem
 

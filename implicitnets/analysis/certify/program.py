@@ -1,0 +1,111 @@
+"""The linear programme of one sample: corners of polygons are mixed so that z = Ax + Bu + b."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linprog
+from scipy.sparse import csc_array
+
+from ..regions import Ball, Box, Cardinality
+from .hull import Hull
+from .problem import Problem
+
+__all__ = ["Found", "Program"]
+
+Array = npt.NDArray[np.float64]
+
+CUTS = 10
+"""So often a ball of the norm 2 is cut where the input found is outside of it."""
+
+
+class Found(NamedTuple):
+    """What a solver says, not to be trusted.
+
+    Attributes:
+        y: Multipliers of z = Ax + Bu + b, (rows,).
+        u: The input, (inputs,).
+        shares: Of the corners, (rows, corners).
+    """
+
+    y: Array
+    u: Array
+    shares: Array
+
+
+class Program:
+    """max c·x + d·u over z = Ax + Bu + b, (zᵢ, xᵢ) in polygon i, u in the region.
+
+    Variables: the shares of the corners of each row, 1 in sum; and how far inputs go from a base, from 0 to 1. Balls of
+    the norm 1 and limited cardinality have a step up and one down for each input, and a row for their sum, which is
+    exact. Balls of the norm 2 have rows for tangents, which is not.
+    """
+
+    def __init__(self, problem: Problem, polygons: Hull) -> None:
+        """Of one sample, with finite bounds of z."""
+        form, region = problem.form, problem.region
+        A, B, b = (tensor.numpy() for tensor in (form.A, form.B, form.b))
+        z, self.x = polygons.z[0].numpy(), polygons.x[0].numpy()
+        rows, corners = z.shape
+        self.centre, low, high = (part[0].numpy() for part in (region.centre, region.low, region.high))
+        if isinstance(region, Box):
+            self.base, steps = low, np.diag(high - low)
+        else:
+            self.base, steps = self.centre, np.hstack([np.diag(high - self.centre), -np.diag(self.centre - low)])
+        self.steps = steps[:, steps.any(0)]
+        self.scale = 1 / np.where(z[:, -1] > z[:, 0], z[:, -1] - z[:, 0], 1.0)
+        own = np.zeros((rows, rows, corners))
+        own[np.arange(rows), np.arange(rows)] = z - z[:, :1]
+        mix = own - A[:, :, None] * (self.x - self.x[:, :1])
+        sums = np.hstack([np.kron(np.eye(rows), np.ones(corners)), np.zeros((rows, self.steps.shape[1]))])
+        equations = np.hstack([mix.reshape(rows, -1), -B @ self.steps]) * self.scale[:, None]
+        self.equal = csc_array(np.vstack([equations, sums]))
+        rest = b + A @ self.x[:, 0] + B @ self.base - z[:, 0]
+        self.right = np.concatenate([rest * self.scale, np.ones(rows)])
+        self.cuts: list[Array] = []
+        self.radius = float(region.radius[0]) if isinstance(region, Ball) and region.p == 2 else np.inf
+        if isinstance(region, Cardinality) and region.count:
+            self._cut(np.full(self.steps.shape[1], 1 / region.count))
+        elif isinstance(region, Ball) and region.p == 1:
+            self._cut(np.abs(self.steps).sum(0) / max(float(region.radius[0]), np.finfo(float).tiny))
+
+    def _cut(self, steps: Array) -> None:
+        """One more row: steps · v ≤ 1."""
+        self.cuts.append(np.concatenate([np.zeros(self.x.size), steps]))
+
+    def solve(self, c: Array, d: Array, allowed: npt.NDArray[np.bool_] | None = None) -> Found | None:
+        """Multipliers for c·x + d·u, and where it is largest; None if the solver fails or says that there is no pair.
+
+        Args:
+            c: (states,).
+            d: (inputs,).
+            allowed: Which corners may be mixed, (rows, corners), or None for all.
+        """
+        gain = np.concatenate([(c[:, None] * (self.x - self.x[:, :1])).ravel(), d @ self.steps])
+        size = np.abs(gain).max(initial=0) or 1.0
+        upper = np.ones(len(gain))
+        if allowed is not None:
+            upper[: allowed.size] = allowed.ravel()
+        found = None
+        for _ in range(CUTS if np.isfinite(self.radius) else 1):
+            result = linprog(
+                -gain / size,
+                A_ub=np.stack(self.cuts) if self.cuts else None,
+                b_ub=np.ones(len(self.cuts)) if self.cuts else None,
+                A_eq=self.equal,
+                b_eq=self.right,
+                bounds=np.stack([np.zeros(len(gain)), upper], 1),
+                method="highs",
+            )
+            if result.x is None or result.eqlin.marginals is None:
+                return found
+            y = -result.eqlin.marginals[: len(self.scale)] * self.scale * size
+            step = self.steps @ result.x[self.x.size :]
+            found = Found(y, self.base + step, result.x[: self.x.size].reshape(self.x.shape))
+            length = float(np.linalg.norm(step))
+            if not length > self.radius * (1 + 1e-4):
+                break
+            self._cut(step @ self.steps / (length * self.radius))
+        return found

@@ -20,6 +20,9 @@ Array = npt.NDArray[np.float64]
 CUTS = 10
 """So often a ball of the norm 2 is cut where the input found is outside of it."""
 
+PENALTY = 1e4
+"""What it costs to miss an equation, in units of the largest gain and of the bounds of z. It bounds the multipliers."""
+
 
 class Found(NamedTuple):
     """What a solver says, not to be trusted.
@@ -27,27 +30,31 @@ class Found(NamedTuple):
     Attributes:
         y: Multipliers of z = Ax + Bu + b, (rows,).
         u: The input, (inputs,).
-        shares: Of the corners, (rows, corners).
+        z: Where the polygons' points are, (rows,).
+        x: Likewise.
     """
 
     y: Array
     u: Array
-    shares: Array
+    z: Array
+    x: Array
 
 
 class Program:
     """max c·x + d·u over z = Ax + Bu + b, (zᵢ, xᵢ) in polygon i, u in the region.
 
-    Variables: the shares of the corners of each row, 1 in sum; and how far inputs go from a base, from 0 to 1. Balls of
-    the norm 1 and limited cardinality have a step up and one down for each input, and a row for their sum, which is
-    exact. Balls of the norm 2 have rows for tangents, which is not.
+    Variables: the shares of the corners of each row, 1 in sum; how far inputs go from a base, from 0 to 1; and by how
+    much equations are missed, which costs so much that it only happens where they contradict each other: the bound from
+    the multipliers is then far below what is asked. Balls of the norm 1 and limited cardinality have a step up and one
+    down for each input, and a row for their sum, which is exact. Balls of the norm 2 have rows for tangents, which is not.
     """
 
     def __init__(self, problem: Problem, polygons: Hull) -> None:
         """Of one sample, with finite bounds of z."""
         form, region = problem.form, problem.region
         A, B, b = (tensor.numpy() for tensor in (form.A, form.B, form.b))
-        z, self.x = polygons.z[0].numpy(), polygons.x[0].numpy()
+        self.z, self.x = polygons.z[0].numpy(), polygons.x[0].numpy()
+        z = self.z
         rows, corners = z.shape
         self.centre, low, high = (part[0].numpy() for part in (region.centre, region.low, region.high))
         if isinstance(region, Box):
@@ -59,9 +66,9 @@ class Program:
         own = np.zeros((rows, rows, corners))
         own[np.arange(rows), np.arange(rows)] = z - z[:, :1]
         mix = own - A[:, :, None] * (self.x - self.x[:, :1])
-        sums = np.hstack([np.kron(np.eye(rows), np.ones(corners)), np.zeros((rows, self.steps.shape[1]))])
         equations = np.hstack([mix.reshape(rows, -1), -B @ self.steps]) * self.scale[:, None]
-        self.equal = csc_array(np.vstack([equations, sums]))
+        sums, none = np.kron(np.eye(rows), np.ones(corners)), np.zeros((rows, self.steps.shape[1] + 2 * rows))
+        self.equal = csc_array(np.block([[equations, np.eye(rows), -np.eye(rows)], [sums, none]]))
         rest = b + A @ self.x[:, 0] + B @ self.base - z[:, 0]
         self.right = np.concatenate([rest * self.scale, np.ones(rows)])
         self.cuts: list[Array] = []
@@ -73,10 +80,10 @@ class Program:
 
     def _cut(self, steps: Array) -> None:
         """One more row: steps · v ≤ 1."""
-        self.cuts.append(np.concatenate([np.zeros(self.x.size), steps]))
+        self.cuts.append(np.concatenate([np.zeros(self.x.size), steps, np.zeros(2 * len(self.x))]))
 
     def solve(self, c: Array, d: Array, allowed: npt.NDArray[np.bool_] | None = None) -> Found | None:
-        """Multipliers for c·x + d·u, and where it is largest; None if the solver fails or says that there is no pair.
+        """Multipliers for c·x + d·u, and where it is largest; None if the solver fails.
 
         Args:
             c: (states,).
@@ -85,25 +92,27 @@ class Program:
         """
         gain = np.concatenate([(c[:, None] * (self.x - self.x[:, :1])).ravel(), d @ self.steps])
         size = np.abs(gain).max(initial=0) or 1.0
-        upper = np.ones(len(gain))
+        upper = np.concatenate([np.ones(len(gain)), np.full(2 * len(self.x), np.inf)])
         if allowed is not None:
             upper[: allowed.size] = allowed.ravel()
         found = None
         for _ in range(CUTS if np.isfinite(self.radius) else 1):
             result = linprog(
-                -gain / size,
+                np.concatenate([-gain / size, np.full(2 * len(self.x), PENALTY)]),
                 A_ub=np.stack(self.cuts) if self.cuts else None,
                 b_ub=np.ones(len(self.cuts)) if self.cuts else None,
                 A_eq=self.equal,
                 b_eq=self.right,
-                bounds=np.stack([np.zeros(len(gain)), upper], 1),
+                bounds=np.stack([np.zeros(len(upper)), upper], 1),
                 method="highs",
             )
             if result.x is None or result.eqlin.marginals is None:
                 return found
-            y = -result.eqlin.marginals[: len(self.scale)] * self.scale * size
-            step = self.steps @ result.x[self.x.size :]
-            found = Found(y, self.base + step, result.x[: self.x.size].reshape(self.x.shape))
+            rows, size_of = len(self.x), self.x.size
+            step = self.steps @ result.x[size_of : -2 * rows]
+            shares = result.x[:size_of].reshape(self.x.shape)
+            y = -result.eqlin.marginals[:rows] * self.scale * size
+            found = Found(y, self.base + step, (shares * self.z).sum(1), (shares * self.x).sum(1))
             length = float(np.linalg.norm(step))
             if not length > self.radius * (1 + 1e-4):
                 break

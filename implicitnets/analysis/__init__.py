@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from .attack import FGSM, PGD, AttackMethod, AttackResult, Sparse, attack
+from .certify import (
+    Bounder,
+    Bounds,
+    Certificate,
+    Certificates,
+    ClosedForm,
+    Crown,
+    Interval,
+    MonotoneBall,
+    Problem,
+    Verdict,
+    certify,
+    reachable,
+)
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
@@ -10,17 +25,35 @@ from .slopes import activation_slopes
 from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
 
 __all__ = [
+    "FGSM",
+    "PGD",
+    "AttackMethod",
+    "AttackResult",
     "Ball",
+    "Bounder",
+    "Bounds",
     "Box",
     "Cardinality",
+    "Certificate",
+    "Certificates",
+    "ClosedForm",
+    "Crown",
     "DominantEigenvalue",
+    "Interval",
     "Invertibility",
+    "MonotoneBall",
+    "Problem",
     "Region",
     "SingularElement",
+    "Sparse",
+    "Verdict",
     "activation_slopes",
+    "attack",
+    "certify",
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",
+    "reachable",
     "region",
     "spectral_norm",
     "spectral_radius",

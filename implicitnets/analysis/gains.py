@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..activations import Blocks
+from ..linalg import solve_dense
 from ..models import AffineForm
 
 __all__ = ["Gains", "constants", "gains", "slopes", "spread", "to_states"]
@@ -86,15 +87,24 @@ def to_states(form: AffineForm, v: Tensor) -> Tensor:
 
 
 def spread(gain: Tensor, right: Tensor) -> Tensor:
-    """A v ≥ (I − G)⁻¹ q for nonnegative G and rows q, infinite where there is none; both may be a few roundings off.
+    """A v ≥ (I − G)⁻¹ q for nonnegative G, one or one for each row q, infinite where there is none.
+
+    Both may be a few roundings off.
 
     The solution is not trusted: a v > 0 with v > Gv + q is at least the right side, and proves that the spectral radius
     of G is below 1.
     """
-    eye, rounding = torch.eye(len(gain)).to(gain), 4 * (len(gain) + 8) * EPS
+    inner, rounding = torch.eye(gain.shape[-1]).to(gain) - gain, 4 * (gain.shape[-1] + 8) * EPS
+
+    def solved(q: Tensor) -> Tensor:
+        return solve_dense(inner, q) if gain.dim() == 3 else torch.linalg.solve_ex(inner, q.T)[0].T
+
+    def grown(v: Tensor) -> Tensor:
+        return torch.einsum("bij,bj->bi", gain, v) if gain.dim() == 3 else v @ gain.T
+
     right = right + EPS * (right.amax(1, keepdim=True) + torch.finfo(right.dtype).tiny)
-    v = torch.linalg.solve_ex(eye - gain, right.T)[0].T
-    room = 1e-9 * right + 4 * rounding * (v.abs() + v.abs() @ gain.T)  # for the rounding of the test below
-    v = v + torch.linalg.solve_ex(eye - gain, room.T)[0].T
-    proved = (v > 0) & (v * (1 - rounding) >= v @ gain.T * (1 + rounding) + right)
+    v = solved(right)
+    room = 1e-9 * right + 4 * rounding * (v.abs() + grown(v.abs()))  # for the rounding of the test below
+    v = v + solved(room)
+    proved = (v > 0) & (v * (1 - rounding) >= grown(v) * (1 + rounding) + right)
     return torch.where(proved.all(1, keepdim=True), v, torch.inf)

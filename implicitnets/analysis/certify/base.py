@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -15,6 +16,11 @@ __all__ = ["Bounder"]
 @dataclass(frozen=True, kw_only=True)
 class Bounder(ABC):
     """A way to bound all equilibria over a region. A value: frozen, comparable, printable."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in certificates."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
     def tighten(self, problem: Problem) -> Problem:
         """The problem with better bounds of z and x, if this way has any to give at an acceptable price."""

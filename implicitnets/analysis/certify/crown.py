@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .base import Bounder
-from .problem import EPS, Bounds, Problem, product
+from .problem import EPS, Bounds, Problem, product, shifted
 from .relaxation import Lines, lines
 from .start import interval
 
@@ -29,10 +29,11 @@ class Crown(Bounder):
         c·x = y·x − g·Ax + e·x ≤ g·(Bu + b) + r(y)·y + e·x,
 
     of which the last term is bounded by the bounds of x, and vanishes where y solves the adjoint equation
-    y = c + AᵀD(y)y. The rest is linear in u, and bounded exactly over the region. This extends CROWN (Zhang et al. 2018) from
-    layers to equilibria, and is a feasible point of the dual of the linear relaxation; compare CerDEQ (Li et al. 2022).
+    y = c + AᵀD(y)y. The rest is linear in u, and bounded exactly over the region. It extends CROWN (Zhang et al. 2018)
+    from layers to equilibria, and is a feasible point of the dual of the linear relaxation; compare CerDEQ (Li et al.
+    2022).
 
-    ``tighten`` bounds the rows of z that have no exact line so, in rounds, since tighter bounds of z have tighter lines.
+    ``tighten`` bounds the rows of z so whose lines are apart, in rounds, since tighter bounds of z have tighter lines.
 
     Attributes:
         rounds: How often, at most. Rounds that gain next to nothing are the last.
@@ -72,10 +73,8 @@ class Crown(Bounder):
             c, q = problem.form.A[rows], functional.one_hot(rows, problem.form.rows).to(low)
             value = self._linear(problem.take(some), torch.cat([c, -c], 1), torch.cat([q, -q], 1), None)
             up, down = value.split(count, 1)
-            b = problem.form.b[rows]
-            slack = 4 * EPS * b.abs()
-            high[some] = high[some].scatter(1, rows, up + b + slack + 4 * EPS * up.abs())
-            low[some] = low[some].scatter(1, rows, b - down - slack - 4 * EPS * down.abs())
+            found = shifted(Bounds(-down, up), problem.form.b[rows])
+            low[some], high[some] = low[some].scatter(1, rows, found.low), high[some].scatter(1, rows, found.high)
         return problem.tighten(z=Bounds(low, high))
 
     def _linear(self, problem: Problem, c: Tensor, q: Tensor | None, d: Tensor | None) -> Tensor:
@@ -106,8 +105,8 @@ class Crown(Bounder):
         """About the y with y = c + AᵀD(y)y, (batch, k, states).
 
         With the middle slopes H = (low + high) / 2 this is y(I − HA) = c + (½(high − low)|y|) A for rows y, which is
-        iterated on. That contracts, as Peaceman-Rachford splitting does, if Λ(I − A) is monotone for a Λ > 0 and the slopes are
-        in [0, 1], and in the maximum norm if ‖A‖∞ < 1; the faster, the fewer the lines that are apart.
+        iterated on. That contracts, as Peaceman-Rachford splitting does, if Λ(I − A) is monotone for a Λ > 0 and the
+        slopes are in [0, 1], and in the maximum norm if ‖A‖∞ < 1; the faster, the fewer the lines that are apart.
         """
         middle, half = (line.low + line.high) / 2, (line.high - line.low) / 2
         inner = torch.eye(len(A)).to(A) - middle.transpose(1, 2) * A

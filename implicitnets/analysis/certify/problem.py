@@ -13,7 +13,7 @@ from ...activations import Activation, Blocks, Componentwise, GroupSort, MaxPool
 from ...models import AffineForm, NotAffine
 from ..regions import Region
 
-__all__ = ["Bounds", "Problem", "doubt", "product", "states"]
+__all__ = ["Bounds", "Problem", "doubt", "product", "shifted", "states"]
 
 EPS = torch.finfo(torch.float64).eps
 ERRORS = {"relu": 0.0, "identity": 0.0, "hardtanh": 0.0, "softplus": 3e-9}
@@ -46,6 +46,7 @@ class Problem:
         x0: States found for the centre, (batch, states), not trusted: their residual is measured by who uses them.
         z: Bounds of z that hold for every equilibrium of every input, (batch, rows).
         x: Bounds of x, likewise.
+        kept: Which states are the model's own, where the form has others too, (states,); or None.
     """
 
     form: AffineForm
@@ -53,6 +54,7 @@ class Problem:
     x0: Tensor
     z: Bounds
     x: Bounds
+    kept: Tensor | None = None
 
     @classmethod
     def of(cls, form: AffineForm, region: Region, x0: Tensor) -> Problem:
@@ -86,6 +88,14 @@ class Problem:
             x=Bounds(*(part[index] for part in self.x)),
         )
 
+    def put(self, index: Tensor, problem: Problem) -> Problem:
+        """The problem with the bounds that are known of some samples."""
+        z, x = (
+            Bounds(*(whole.index_copy(0, index, part) for whole, part in zip(*pair, strict=True)))
+            for pair in ((self.z, problem.z), (self.x, problem.x))
+        )
+        return replace(self, z=z, x=x)
+
     @cached_property
     def known(self) -> Tensor:
         """Which samples have finite bounds of all states, (batch,)."""
@@ -110,12 +120,9 @@ class Problem:
         )
         return value + self.rounding(x_part, u_part)
 
-    def rows(self) -> Bounds:
-        """Bounds of z = Ax + Bu + b by interval arithmetic."""
-        A, B, b = self.form.A, self.form.B, self.form.b
-        high, low = self.maximum(A, B) + b, -self.maximum(-A, -B) + b
-        slack = 4 * EPS
-        return Bounds(low - slack * (low.abs() + b.abs()), high + slack * (high.abs() + b.abs()))
+    def values(self, x_part: Tensor, u_part: Tensor, bias: Tensor) -> Bounds:
+        """Bounds of c·x + d·u + bias by interval arithmetic, both (batch, k), for c, d and bias of k rows."""
+        return shifted(Bounds(-self.maximum(-x_part, -u_part), self.maximum(x_part, u_part)), bias)
 
     def rounding(self, x_part: Tensor, u_part: Tensor) -> Tensor:
         """More than the rounding error of c·x + d·u, however it is summed up, (batch, k); c, d of a few roundings."""
@@ -123,6 +130,13 @@ class Problem:
         size = product(x_part.abs(), self.x.size) + product(u_part.abs(), inputs)
         terms = self.form.states + self.form.inputs + 8
         return 4 * terms * EPS * size
+
+
+def shifted(bounds: Bounds, bias: Tensor) -> Bounds:
+    """Bounds of what is larger by a bias, which has a few roundings."""
+    (low, high), slack = bounds, 4 * EPS
+    low, high = low - slack * (low.abs() + bias.abs()) + bias, high + slack * (high.abs() + bias.abs()) + bias
+    return Bounds(low - slack * low.abs(), high + slack * high.abs())
 
 
 def product(w: Tensor, v: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The same equilibria written otherwise: by component-wise activations alone, and without loops from a state to itself."""
+"""The same equilibria written otherwise: by component-wise activations alone, and with no state that feeds itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ...activations import Activation, Blocks, Componentwise, GroupSort, MaxPool
+from ...activations import Activation, Blocks, GroupSort, MaxPool
 from .problem import EPS, Bounds, Problem
 
 __all__ = ["componentwise", "eliminated"]
@@ -70,7 +70,7 @@ class Part:
 
 
 def componentwise(problem: Problem) -> Problem:
-    """The problem with MaxPool and GroupSort written as relus: max(a, b) = b + relu(a − b), min(a, b) = a − relu(a − b).
+    """The problem with MaxPool and GroupSort as relus: max(a, b) = b + relu(a − b), min(a, b) = a − relu(a − b).
 
     The rows of such a block become rows of relus and then one identity row for each of its states. The states that
     there were are among the new ones, in the same order; C has columns of zeros for the others.
@@ -103,7 +103,7 @@ def componentwise(problem: Problem) -> Problem:
         x0 = torch.where(kept, start, new.activation(new.preactivation(x0, u0)))
     fresh = Problem.of(new, problem.region, x0)
     known = [torch.where(kept, spread(old), x) for old, x in zip(problem.x, fresh.x, strict=True)]
-    return fresh.tighten(x=Bounds(*known))
+    return replace(fresh, kept=kept).tighten(x=Bounds(*known))
 
 
 def _part(phi: Activation, rows: int) -> Part:
@@ -150,7 +150,7 @@ def eliminated(problem: Problem) -> Problem:
         A=(form.A - torch.diag(own)) / keep[:, None],
         B=form.B / keep[:, None],
         b=form.b / keep,
-        weights=None if form.weights is None else form.weights * keep,
+        weights=keep if form.weights is None else form.weights * keep,
     )
     low, high = (torch.where((z > 0) | ~relu, z, z / keep) for z in problem.z)
     z = Bounds(low - 4 * EPS * low.abs(), high + 4 * EPS * high.abs())

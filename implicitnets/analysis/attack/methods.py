@@ -1,0 +1,133 @@
+"""Attacks by gradients: one step, or many."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..regions import Ball, Box, Region
+from .search import Search
+
+__all__ = ["FGSM", "PGD", "AttackMethod"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackMethod(ABC):
+    """A way to search for adversarial inputs. A value: frozen, comparable, printable."""
+
+    @abstractmethod
+    def run(self, search: Search) -> None:
+        """Try inputs for the samples that are still open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSM(AttackMethod):
+    """The input of the region that is worst for the model's linearization at the given one.
+
+    In the maximum norm x + ε sign ∇L, the fast gradient sign method (Goodfellow, Shlens and Szegedy 2015); elsewhere
+    its analogue, x + argmax_δ ∇L·δ. For a model that is linear, with loss="margin" and two classes, nothing is worse.
+
+    Attributes:
+        loss: L: "margin" (the negative margin) or "ce" (the cross entropy).
+
+    Raises:
+        ValueError: If the loss is neither.
+    """
+
+    loss: Literal["margin", "ce"] = "margin"
+
+    def __post_init__(self) -> None:
+        check_loss(self, self.loss)
+
+    def run(self, search: Search) -> None:  # noqa: D102
+        rows = search.open
+        if len(rows):
+            region = search.region.take(rows)
+            search.tell(rows, region.maximizer(search.ask(rows, region.centre, self.loss)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(AttackMethod):
+    """Projected gradient ascent of the loss (Madry, Makelov, Schmidt, Tsipras and Vladu 2018).
+
+    The first start is the given input, and its first step the whole of ``FGSM``, than which PGD is thus never worse;
+    from there, and from random inputs of the region in the other starts, steps shrink from all of the region to
+    ``step_size`` of it. They go along the sign of the gradient in the maximum norm, along the gradient in the Euclidean
+    one; in the ℓ1 ball, and where the number of changes is limited, towards the region's point that is best for the
+    gradient (the steps of Frank and Wolfe 1956).
+
+    Attributes:
+        steps: Steps of a start.
+        restarts: Starts.
+        step_size: The last step, as a share of the region's width.
+        loss: "margin" (the negative margin) or "ce" (the cross entropy).
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    steps: int = 40
+    restarts: int = 2
+    step_size: float = 0.01
+    loss: Literal["margin", "ce"] = "margin"
+
+    def __post_init__(self) -> None:
+        check_loss(self, self.loss)
+        for name in ("steps", "restarts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"PGD({name}={getattr(self, name)!r}): {name} must be at least 1")
+        if not 0 < self.step_size <= 1:
+            raise ValueError(f"PGD(step_size={self.step_size!r}): step_size must be in (0, 1], e.g. 0.01")
+
+    def run(self, search: Search) -> None:  # noqa: D102
+        for start in range(self.restarts):
+            u = search.draw() if start else search.region.centre.clone()
+            climb(search, u, search.region, [self._size(step) for step in range(self.steps)], self.loss)
+
+    def _size(self, step: int) -> float:
+        """From 1 to ``step_size``, in equal ratios."""
+        return math.pow(self.step_size, step / max(self.steps - 1, 1))
+
+
+def climb(search: Search, u: Tensor, region: Region, sizes: list[float], loss: str) -> None:
+    """Steps of these sizes within a region, from u, for the samples that are open."""
+    for size in sizes:
+        rows = search.open
+        if not len(rows):
+            return
+        part = region.take(rows)
+        u[rows] = _step(part, u[rows], search.ask(rows, u[rows], loss), size)
+    rows = search.open
+    if len(rows):
+        search.tell(rows, u[rows])
+
+
+def _step(region: Region, u: Tensor, g: Tensor, size: float) -> Tensor:
+    """A step uphill; one of size 1 from the centre leads to what is best for the gradient."""
+    if isinstance(region, Box):
+        return region.project(u + size * (region.high - region.low) * g.sign())
+    if isinstance(region, Ball) and region.p == 2:
+        radius, step = region.radius[:, None], u - region.centre
+        step = step + 2 * size * radius * g / _length(g)
+        return region.project(region.centre + step * (radius / _length(step)).clamp_max(1))
+    return region.project(u.lerp(region.maximizer(g), size))
+
+
+def _length(v: Tensor) -> Tensor:
+    size: Tensor = torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    return size
+
+
+def check_loss(owner: object, loss: object) -> None:
+    """Check that it is known.
+
+    Raises:
+        ValueError: If not.
+    """
+    if loss not in ("margin", "ce"):
+        raise ValueError(f'{type(owner).__name__}(loss={loss!r}): loss must be "margin" or "ce"')

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...models import NotAffine
-from .base import Bounder
+from .base import Answer, Bounder
 from .hull import bound, hull, kinks
 from .problem import Problem
 from .program import Found, Program
@@ -43,14 +42,13 @@ class Maximum(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MixedInteger(Bounder):
-    """The mixed-integer programme of a piecewise linear φ: which piece each row of z is on, by branch and bound.
+    """The exact maximum where φ is piecewise linear: the mixed-integer programme of which piece each row of z is on.
 
-    A node is a linear programme over the polygons of the pieces that are left (Ehlers 2017; Tjeng, Xiao and Tedrake 2019
-    for the formulation). Its bound is computed from its multipliers with rounding (``hull.bound``), so no tolerance of a
-    solver is in the result: in this it differs from a mixed-integer solver, which drops branches that are infeasible or
-    worse up to a tolerance. Bounds of z should be as tight as they can be had: rows of which the piece is known are not
-    branched on. Over a ball of the norm 2, and for limited cardinality, which is replaced with its convex hull, leaves
-    are not exact, and the bound can stay above the value found.
+    Branch and bound. A node is a linear programme over the polygons of the pieces that are left (the formulation is
+    that of Tjeng, Xiao and Tedrake 2019). Its bound is computed from its multipliers (``hull.bound``), so no tolerance
+    of a solver is in the result: a mixed-integer solver would drop branches that are infeasible or worse up to one.
+    The tighter the bounds of z, the fewer rows to branch on. There is no branching where φ is curved, and none on
+    inputs: limited cardinality is replaced with its convex hull.
 
     Attributes:
         time_limit: Seconds for each sample and functional. Then the bound is that of the nodes left.
@@ -60,33 +58,51 @@ class MixedInteger(Bounder):
     time_limit: float = 60.0
     rtol: float = 1e-6
 
+    @property
+    def together(self) -> int:  # noqa: D102
+        return 1
+
     def maximum(self, problem: Problem, x_part: Tensor, u_part: Tensor) -> Tensor:  # noqa: D102
         least = problem.maximum(x_part, u_part)
-        shape = (len(least), x_part.shape[-2], -1)
-        c, d = x_part.expand(shape), u_part.expand(shape)
-        for i in torch.isfinite(problem.z.size).all(1).nonzero().flatten():
+        c, d = _each(x_part, least), _each(u_part, least)
+        for i in _known(problem):
             found = [self.search(problem.take(i[None]), *pair).bound for pair in zip(c[i], d[i], strict=True)]
             least[i] = torch.minimum(least[i], least.new_tensor(found))
         return least
 
-    def search(self, problem: Problem, c: Tensor, d: Tensor, threshold: float | None = None) -> Maximum:
-        """The largest c·x + d·u of one sample.
+    def answer(self, problem: Problem, x_part: Tensor, u_part: Tensor, enough: Tensor) -> Answer:
+        """Sample by sample from the worst functional on, up to the first that is above what is enough."""
+        least, u = problem.maximum(x_part, u_part), problem.region.centre.clone()
+        c, d = _each(x_part, least), _each(u_part, least)
+        for i in _known(problem):
+            for j in (least[i] - enough[i]).argsort(descending=True):
+                if least[i, j] < enough[i, j]:
+                    break
+                found = self.search(problem.take(i[None]), c[i, j], d[i, j], float(enough[i, j]))
+                least[i, j] = min(float(least[i, j]), found.bound)
+                if found.value > enough[i, j]:
+                    u[i] = found.u
+                    break
+        return Answer(least, u)
+
+    def search(self, problem: Problem, c: Tensor, d: Tensor, enough: float | None = None) -> Maximum:
+        """The largest c·x + d·u.
 
         Args:
             problem: Of one sample, with finite bounds of z.
             c: (states,).
             d: (inputs,).
-            threshold: Stop when it is known on which side of this the maximum is.
-
-        Raises:
-            NotAffine: If φ is not piecewise linear.
+            enough: Stop when it is known on which side of this the maximum is.
         """
-        if any(place is None for place in kinks(problem.form.activation, problem.form.rows)):
-            raise NotAffine(
-                f"MixedInteger() is for relu, leaky_relu, hardtanh and identity, not {problem.form.activation!r}: "
-                "write LinearProgram() for others"
-            )
-        return _Search(problem, c, d, self.rtol).run(time.monotonic() + self.time_limit, threshold)
+        return _Search(problem, c, d, self).run(enough)
+
+
+def _each(rows: Tensor, like: Tensor) -> Tensor:
+    return rows.expand(*like.shape, -1)
+
+
+def _known(problem: Problem) -> Tensor:
+    return torch.isfinite(problem.z.size).all(1).nonzero().flatten()
 
 
 @dataclass(order=True)
@@ -105,37 +121,38 @@ class _Node:
 
 
 class _Search:
-    def __init__(self, problem: Problem, c: Tensor, d: Tensor, rtol: float) -> None:
-        self.problem, self.c, self.d = problem, c, d
-        self.polygons = hull(problem)
+    def __init__(self, problem: Problem, c: Tensor, d: Tensor, settings: MixedInteger) -> None:
+        self.end = time.monotonic() + settings.time_limit
+        self.problem, self.c, self.d, self.polygons = problem, c, d, hull(problem)
+        self.linear = np.array([place is not None for place in kinks(problem.form.activation, problem.form.rows)])
         self.program = Program(problem, self.polygons)
         self.corners, self.age = np.arange(self.program.z.shape[1]), count()
         highest, lowest = problem.maximum(c[None], d[None]), -problem.maximum(-c[None], -d[None])
-        self.highest, self.gap = float(highest), rtol * float(highest - lowest)
+        self.highest, self.gap = float(highest), settings.rtol * float(highest - lowest)
         self.best, self.u = -np.inf, problem.region.centre[0]
 
-    def run(self, end: float, threshold: float | None) -> Maximum:
+    def run(self, enough: float | None) -> Maximum:
         rows = len(self.program.z)
         first = np.zeros(rows, np.int64)
         nodes = [self._node(first, first + self.corners[-1], self.problem.z.low.new_zeros(rows), self.highest)]
         closed = -np.inf
         while nodes:
             highest = max(nodes[0].bound, closed)
-            decided = threshold is not None and (highest < threshold or self.best > threshold)
-            if decided or nodes[0].bound <= max(self.best + self.gap, closed) or time.monotonic() > end:
+            decided = enough is not None and (highest < enough or self.best > enough + self.gap)
+            if decided or nodes[0].bound <= max(self.best + self.gap, closed) or time.monotonic() > self.end:
                 break
             node = heapq.heappop(nodes)
             children = self._children(node)
             closed = closed if children else max(closed, node.bound)
             for child in children:
                 heapq.heappush(nodes, child)
-        return Maximum(max(closed, *(node.bound for node in nodes[:1])), self.best, self.u)
+        return Maximum(max([closed, *(node.bound for node in nodes[:1])]), self.best, self.u)
 
     def _children(self, node: _Node) -> list[_Node]:
         """Divided at the row where φ(z) and x are apart and matter most; none if it is only a matter of rounding."""
         inner = (self.corners > node.first[:, None]) & (self.corners < node.last[:, None])
         z, every = self.program.z, np.arange(len(self.program.z))
-        inner &= (z > z[every, node.first][:, None]) & (z < z[every, node.last][:, None])
+        inner &= self.linear[:, None] & (z > z[every, node.first][:, None]) & (z < z[every, node.last][:, None])
         if node.at is None:
             worth = (z.max(1) - z.min(1)) * inner.any(1)
         else:
@@ -151,12 +168,13 @@ class _Search:
         at = int(np.where(inner[row], middle, np.inf).argmin())
         first, last = node.first.copy(), node.last.copy()
         first[row] = last[row] = at
-        return [self._node(*ends, node.y, node.bound) for ends in ((node.first, last), (first, node.last))]
+        below, above = (node.first, last), (first, node.last)
+        return [self._node(start, stop, node.y, node.bound) for start, stop in (below, above)]
 
     def _node(self, first: Index, last: Index, y: Tensor, above: float) -> _Node:
         """The node of such rows, given the multipliers and the bound of one that contains it."""
         allowed = (self.corners >= first[:, None]) & (self.corners <= last[:, None])
-        found = self.program.solve(self.c.numpy(), self.d.numpy(), allowed)
+        found = self.program.solve(self.c.numpy(), self.d.numpy(), self.end - time.monotonic(), allowed)
         tried = torch.stack([y] if found is None else [y, torch.from_numpy(found.y)])
         c, d = self.c.expand(len(tried), -1), self.d.expand(len(tried), -1)
         bounds = bound(self.problem, self.polygons, c, d, tried[None], torch.from_numpy(allowed)[None, None])[0]
@@ -170,9 +188,10 @@ class _Search:
         form, u = self.problem.form, self.problem.region.project(u[None])[0]
         injected, x = form.B @ u + form.b, self.problem.x0[0]
         for _ in range(STEPS):
-            z = (form.A @ x + injected).requires_grad_()
-            phi = form.activation(z)
-            (slope,) = torch.autograd.grad(phi.sum(), z)
+            with torch.enable_grad():
+                z = (form.A @ x + injected).requires_grad_()
+                phi = form.activation(z)
+                (slope,) = torch.autograd.grad(phi.sum(), z)
             phi, z = phi.detach(), z.detach()
             if bool(((phi - x).abs() <= 1e-10 * (1 + x.abs().amax())).all()):
                 value = float(self.c @ x + self.d @ u)

@@ -49,7 +49,7 @@ def points(count=12, inputs=8, seed=1, dtype=torch.float64):
 
 
 @by_norm
-@pytest.mark.parametrize("method", [FGSM(), FGSM(loss="ce"), PGD(steps=3, restarts=1)], ids=repr)
+@pytest.mark.parametrize("method", [FGSM(), FGSM(loss="ce"), PGD(steps=3)], ids=repr)
 def test_linear_model_loses_the_radius_times_the_dual_norm(norm, radius, method):
     model, x = affine_model(), points(inputs=6)
     labels = model(x).argmax(1)
@@ -65,7 +65,7 @@ def test_linear_model_loses_the_radius_times_the_dual_norm(norm, radius, method)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("method", [Sparse(), Sparse(rounds=1, steps=0), PGD(restarts=1)], ids=repr)
+@pytest.mark.parametrize("method", [Sparse(), Sparse(rounds=1, steps=0), PGD()], ids=repr)
 def test_sparse_attack_of_a_linear_model_changes_the_entries_that_weigh_most(count, method):
     model, x = affine_model(), points(inputs=6)
     labels, w = model(x).argmax(1), slope(model)

@@ -1,8 +1,8 @@
-"""What can be measured and proved of a model: Jacobians at an equilibrium, invertibility."""
+"""What can be measured and proved of a model: Jacobians at an equilibrium, invertibility, structure."""
 
 from __future__ import annotations
 
-from .attack import FGSM, PGD, AttackMethod, AttackResult, Sparse, attack
+from .attack import FGSM, PGD, Attackable, AttackMethod, AttackResult, Sparse, attack
 from .certify import (
     Bounder,
     Bounds,
@@ -23,12 +23,14 @@ from .ladder import Invertibility, SingularElement
 from .regions import Ball, Box, Cardinality, Region, region
 from .slopes import activation_slopes
 from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
+from .structure import Compressed, Sparsity, compress, prune, sparsity
 
 __all__ = [
     "FGSM",
     "PGD",
     "AttackMethod",
     "AttackResult",
+    "Attackable",
     "Ball",
     "Bounder",
     "Bounds",
@@ -37,6 +39,7 @@ __all__ = [
     "Certificate",
     "Certificates",
     "ClosedForm",
+    "Compressed",
     "Crown",
     "DominantEigenvalue",
     "Interval",
@@ -46,15 +49,19 @@ __all__ = [
     "Region",
     "SingularElement",
     "Sparse",
+    "Sparsity",
     "Verdict",
     "activation_slopes",
     "attack",
     "certify",
+    "compress",
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",
+    "prune",
     "reachable",
     "region",
+    "sparsity",
     "spectral_norm",
     "spectral_radius",
 ]

@@ -55,15 +55,20 @@ class FGSM(AttackMethod):
 class PGD(AttackMethod):
     """Projected gradient ascent of the loss (Madry, Makelov, Schmidt, Tsipras and Vladu 2018).
 
-    The first start is the given input, and its first step the whole of ``FGSM``, than which PGD is thus never worse;
-    from there, and from random inputs of the region in the other starts, steps shrink from all of the region to
-    ``step_size`` of it. They go along the sign of the gradient in the maximum norm, along the gradient in the Euclidean
-    one; in the ℓ1 ball, and where the number of changes is limited, towards the region's point that is best for the
-    gradient (the steps of Frank and Wolfe 1956).
+    The first start is the given input, and its first step the whole of ``FGSM``, than which PGD is thus never worse.
+    The others are random inputs of the region. Then follow starts at the given input that are each aimed at one class,
+    from the likeliest on: they make its logit large against that of the label (Gowal et al. 2019, "An alternative
+    surrogate loss for PGD-based adversarial testing"). With a target for each wrong class, nothing in the region is
+    worse for a model that is linear.
+
+    Steps shrink in equal ratios from all of the region to ``step_size`` of it. They go along the sign of the gradient
+    in the maximum norm, along the gradient in the Euclidean one; in the ℓ1 ball, and where the number of changes is
+    limited, towards the region's point that is best for the gradient (the steps of Frank and Wolfe 1956).
 
     Attributes:
         steps: Steps of a start.
-        restarts: Starts.
+        restarts: Starts that are aimed at no class.
+        targets: Starts that are aimed at one, at most as many as there are wrong classes.
         step_size: The last step, as a share of the region's width.
         loss: "margin" (the negative margin) or "ce" (the cross entropy).
 
@@ -71,37 +76,41 @@ class PGD(AttackMethod):
         ValueError: If an option is out of range.
     """
 
-    steps: int = 40
-    restarts: int = 2
+    steps: int = 20
+    restarts: int = 1
+    targets: int = 0
     step_size: float = 0.01
     loss: Literal["margin", "ce"] = "margin"
 
     def __post_init__(self) -> None:
         check_loss(self, self.loss)
-        for name in ("steps", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"PGD({name}={getattr(self, name)!r}): {name} must be at least 1")
+        for name, least in (("steps", 1), ("restarts", 1), ("targets", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"PGD({name}={getattr(self, name)!r}): {name} must be at least {least}")
         if not 0 < self.step_size <= 1:
             raise ValueError(f"PGD(step_size={self.step_size!r}): step_size must be in (0, 1], e.g. 0.01")
 
     def run(self, search: Search) -> None:  # noqa: D102
+        centre, sizes = search.region.centre, [self._size(step) for step in range(self.steps)]
         for start in range(self.restarts):
-            u = search.draw() if start else search.region.centre.clone()
-            climb(search, u, search.region, [self._size(step) for step in range(self.steps)], self.loss)
+            climb(search, search.draw() if start else centre.clone(), search.region, sizes, self.loss)
+        for target in search.ranking[:, : self.targets].unbind(1):
+            climb(search, centre.clone(), search.region, sizes, target)
 
     def _size(self, step: int) -> float:
         """From 1 to ``step_size``, in equal ratios."""
         return math.pow(self.step_size, step / max(self.steps - 1, 1))
 
 
-def climb(search: Search, u: Tensor, region: Region, sizes: list[float], loss: str) -> None:
-    """Steps of these sizes within a region, from u, for the samples that are open."""
+def climb(search: Search, u: Tensor, region: Region, sizes: list[float], loss: str | Tensor) -> None:
+    """Steps of these sizes within a region, from u, for the samples that are open; a loss may be a class for each."""
     for size in sizes:
         rows = search.open
         if not len(rows):
             return
         part = region.take(rows)
-        u[rows] = _step(part, u[rows], search.ask(rows, u[rows], loss), size)
+        aim = loss if isinstance(loss, str) else loss[rows]
+        u[rows] = _step(part, u[rows], search.ask(rows, u[rows], aim), size)
     rows = search.open
     if len(rows):
         search.tell(rows, u[rows])

@@ -59,7 +59,7 @@ def attack(  # noqa: PLR0913  (what may change, how to look for it, and how to c
         cardinality: At most so many entries change.
         domain: The least and the largest value of an entry.
         method: ``FGSM()``, ``PGD()``, ``Sparse()``, or several, each for the samples that the ones before it did not
-            fool. None is ``PGD()``, or ``Sparse()`` and then ``PGD()`` where a cardinality is given.
+            fool. None is ``PGD(targets=9)``, after ``Sparse()`` where a cardinality is given.
         gradient: What the search is led by: "exact"; a ``Backward``, e.g. ``Unroll()`` for Jacobian-free
             backpropagation; or "model" for the model's own solver and backward. Successes are those of the exact model
             in any case.
@@ -76,7 +76,7 @@ def attack(  # noqa: PLR0913  (what may change, how to look for it, and how to c
     """
     methods = _methods(method, cardinality)
     where = region(x.detach().to(dtype), radius, norm, cardinality=cardinality, domain=domain)
-    victim = Victim(model, x.shape[1:], dtype, gradient)
+    victim = Victim(model, tuple(x.shape[1:]), dtype, gradient)
     with torch.inference_mode(False):
         labels = _labels(victim, where, labels, batch)
         first = int(torch.randint(2**62, (1,), generator=generator or torch.Generator().manual_seed(0)))
@@ -106,7 +106,7 @@ def _methods(method: AttackMethod | Sequence[AttackMethod] | None, cardinality: 
         TypeError: If it is none.
     """
     if method is None:
-        return (PGD(),) if cardinality is None else (Sparse(), PGD())
+        return (PGD(targets=9),) if cardinality is None else (Sparse(), PGD(targets=9))
     methods = (method,) if isinstance(method, AttackMethod) else tuple(method) if isinstance(method, Sequence) else ()
     if not methods or not all(isinstance(each, AttackMethod) for each in methods) or isinstance(method, str):
         raise TypeError(f"method={method!r} is not an attack, nor several: write for instance method=PGD(steps=100)")

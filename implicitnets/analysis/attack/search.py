@@ -23,6 +23,7 @@ class Search:
         margin: Their margins.
         found: Whether the equilibrium was found there.
         before: The margins of the inputs given.
+        ranking: The wrong classes, the likeliest first, (batch, classes − 1).
         suspect: Where an input looked adversarial whose equilibrium was not found.
         evaluations: How many inputs were tried for each sample.
         unconverged: For how many of them an equilibrium or its gradient was not found.
@@ -33,6 +34,7 @@ class Search:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.best = region.centre.clone()
         logits, self.found = victim.logits(self.best)
+        self.ranking = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
         self.before = margins(logits, labels)
         self.margin = self.before.clone()
         self.suspect = ~self.found & (self.margin < 0)
@@ -61,7 +63,7 @@ class Search:
         logits, found = self.victim.logits(u)
         self._keep(rows, u, margins(logits, self.labels[rows]), found, found)
 
-    def ask(self, rows: Tensor, u: Tensor, loss: str) -> Tensor:
+    def ask(self, rows: Tensor, u: Tensor, loss: str | Tensor) -> Tensor:
         """Try them, and return the gradient of the loss there."""
         u = self._written(rows, u)
         logits, found, g, solved = self.victim.gradient(u, self.labels[rows], loss)

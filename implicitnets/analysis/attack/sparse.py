@@ -87,7 +87,7 @@ def _sensitivity(search: Search) -> Tensor:
         ValueError: If there is no bound.
     """
     with torch.no_grad():
-        form = affine(search.victim.judge, tuple(search.victim.shape))
+        form = affine(search.victim.judge.module, search.victim.judge.shape)
         A, B, C, D = (matrix.abs() for matrix in (form.A, form.B, form.C, form.D))
         if form.rows != form.states:
             raise ValueError(f"the sensitivities are known for component-wise activations, not for {form.activation!r}")

@@ -18,7 +18,7 @@ from ...models import Equilibrium, Start
 from ...solution import ConvergenceWarning, Solution
 from ...solvers import GMRES, Anderson, Fallback, Newton, Solver
 
-__all__ = ["Gradient", "Victim", "margins", "settled"]
+__all__ = ["Gradient", "Settled", "Victim", "margins"]
 
 Gradient = str | Backward
 """How attacks differentiate: "exact", "model" for the model's own settings, or a ``Backward`` at the exact solution."""
@@ -82,61 +82,32 @@ def _exact_backward(dtype: torch.dtype) -> Backward:
     return Implicit(solver=Fallback(Anderson(max_steps=100), GMRES(max_steps=1000, restart=100), **tight))
 
 
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logit of the label less the largest of the others, (batch,)."""
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return own[:, 0] - others.amax(1)
+class Settled(nn.Module):
+    """A ``settled`` copy that also tells what was found; see there.
 
-
-class Victim:
-    """What attacks ask of a model.
-
-    Args:
-        model: The classifier, from a batch to logits of shape (batch, classes). It is copied.
-        shape: Shape of one input; attacks work on flattened ones.
+    Attributes:
+        module: The copy.
+        shape: Shape of one input.
         dtype: That of the copy.
-        gradient: How it is differentiated.
     """
 
-    def __init__(self, model: nn.Module, shape: torch.Size, dtype: torch.dtype, gradient: Gradient = "exact") -> None:
-        self.shape, self.dtype = shape, dtype
-        self.judge = settled(model, dtype)
-        self.guide = self.judge if gradient == "exact" else settled(model, dtype, gradient)
+    def __init__(self, model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, gradient: Gradient) -> None:
+        super().__init__()
+        self.module, self.shape, self.dtype = settled(model, dtype, gradient), shape, dtype
 
-    def logits(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The exact model's logits, and for which samples all its equilibria were found, without derivatives."""
-        with torch.no_grad():
-            return self._run(self.judge, u)
-
-    def gradient(self, u: Tensor, labels: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The exact logits, for which samples they were found, the gradient of the loss, and for which it was found."""
-        with torch.enable_grad(), quiet():
-            u = u.detach().requires_grad_()
-            logits, found = self._run(self.guide, u)
-            g = torch.zeros_like(u)
-            if logits.requires_grad:
-                value = objective(logits, labels, loss).sum()
-                (g,) = torch.autograd.grad(value, u, allow_unused=True, materialize_grads=True)
-        records = [module.backward_solution for module in _equilibria(self.guide)]
-        solved = found & _agreed([r.converged for r in records if r is not None], u)
-        if self.guide is not self.judge:
-            logits, found = self.logits(u.detach())
-        return logits.detach(), found, torch.where(torch.isfinite(g), g, 0), solved
-
-    def _run(self, module: nn.Module, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of a copy, and for which samples all of its solves converged.
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of inputs, (batch, inputs), and for which of them all equilibria were found, (batch,).
 
         Raises:
-            ValueError: If what it returns are no logits.
+            ValueError: If what the model returns are no logits.
         """
-        equilibria = _equilibria(module)
+        equilibria = self._equilibria()
         for equilibrium in equilibria:
             equilibrium.forward_solution = equilibrium.backward_solution = None
             if isinstance(equilibrium.start, Watch):
                 equilibrium.start.seen.clear()
         with quiet():
-            logits: Tensor = module(u.unflatten(1, self.shape))
+            logits: Tensor = self.module(u.unflatten(1, self.shape))
         if logits.dim() != 2 or len(logits) != len(u) or logits.shape[1] < 2:
             raise ValueError(
                 f"the model returns shape {tuple(logits.shape)} for {len(u)} inputs: attacks need logits, "
@@ -150,10 +121,65 @@ class Victim:
             found &= _agreed(seen, u)
         return logits, found
 
+    def gradient_found(self, u: Tensor) -> Tensor:
+        """For which inputs the gradient was found that was taken last, (batch,)."""
+        records = [equilibrium.backward_solution for equilibrium in self._equilibria()]
+        return _agreed([record.converged for record in records if record is not None], u)
 
-def objective(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
-    """What attacks make large, (batch,): −margin, or the cross entropy for "ce"."""
-    return cross_entropy(logits, labels, reduction="none") if loss == "ce" else -margins(logits, labels)
+    def _equilibria(self) -> list[Equilibrium]:
+        return [part for part in self.module.modules() if isinstance(part, Equilibrium)]
+
+
+class Victim:
+    """What attacks ask of a model, their inputs flattened.
+
+    Args:
+        model: The classifier, from a batch to logits of shape (batch, classes). It is copied.
+        shape: Shape of one input.
+        dtype: That of the copy.
+        gradient: How it is differentiated.
+    """
+
+    def __init__(
+        self, model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, gradient: Gradient = "exact"
+    ) -> None:
+        self.judge = Settled(model, shape, dtype, "exact")
+        self.guide = self.judge if gradient == "exact" else Settled(model, shape, dtype, gradient)
+
+    @torch.no_grad()
+    def logits(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The exact model's logits, and for which samples all its equilibria were found, without derivatives."""
+        logits, found = self.judge(u)
+        return logits, found
+
+    def gradient(self, u: Tensor, labels: Tensor, loss: str | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The exact logits, for which samples they were found, the gradient of the loss, and for which it was found."""
+        with torch.enable_grad(), quiet():
+            u = u.detach().requires_grad_()
+            logits, found = self.guide(u)
+            g = torch.zeros_like(u)
+            if logits.requires_grad:
+                value = objective(logits, labels, loss).sum()
+                (g,) = torch.autograd.grad(value, u, allow_unused=True, materialize_grads=True)
+        solved = found & self.guide.gradient_found(u)
+        if self.guide is not self.judge:
+            logits, found = self.logits(u.detach())
+        return logits.detach(), found, torch.where(torch.isfinite(g), g, 0), solved
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logit of the label less the largest of the others, (batch,)."""
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return own[:, 0] - others.amax(1)
+
+
+def objective(logits: Tensor, labels: Tensor, loss: str | Tensor) -> Tensor:
+    """What attacks make large, (batch,): −margin, the cross entropy for "ce", a class's lead where a class is given."""
+    if isinstance(loss, str):
+        return cross_entropy(logits, labels, reduction="none") if loss == "ce" else -margins(logits, labels)
+    pair = logits.gather(1, torch.stack((loss, labels), 1))
+    return pair[:, 0] - pair[:, 1]
 
 
 @contextmanager
@@ -162,10 +188,6 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
-
-
-def _equilibria(module: nn.Module) -> list[Equilibrium]:
-    return [part for part in module.modules() if isinstance(part, Equilibrium)]
 
 
 def _agreed(records: Sequence[Tensor], u: Tensor) -> Tensor:

@@ -197,3 +197,11 @@ def test_certificates_are_exact():
         if one.adversarial is not None:
             assert (one.adversarial - u).abs().max() <= 0.3 + 1e-12
             assert int(model(one.adversarial[None]).argmax()) != one.label
+
+
+def test_a_ball_is_cut_out_of_its_box():
+    asked = problem(16, 8, sigma=1.0, kind="ball")
+    linear = outputs(asked, LinearProgram())
+    spare = outputs(asked, Crown())  # feasible for the dual of the same programme
+    assert (linear <= spare + 1e-3 * (spare - points(asked, count=50)).abs()).all()
+    assert (linear < spare - 1e-3).any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .attack import FGSM, PGD, Attackable, AttackMethod, AttackResult, Sparse, attack
 from .certify import (
+    Answer,
     Bounder,
     Bounds,
     Certificate,
@@ -11,6 +12,8 @@ from .certify import (
     ClosedForm,
     Crown,
     Interval,
+    LinearProgram,
+    MixedInteger,
     MonotoneBall,
     Problem,
     Verdict,
@@ -28,6 +31,7 @@ from .structure import Compressed, Sparsity, compress, prune, sparsity
 __all__ = [
     "FGSM",
     "PGD",
+    "Answer",
     "AttackMethod",
     "AttackResult",
     "Attackable",
@@ -44,6 +48,8 @@ __all__ = [
     "DominantEigenvalue",
     "Interval",
     "Invertibility",
+    "LinearProgram",
+    "MixedInteger",
     "MonotoneBall",
     "Problem",
     "Region",

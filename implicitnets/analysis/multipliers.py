@@ -38,12 +38,14 @@ class Pencil:
     def __call__(self, weights: Array, t: float) -> Array:
         """F(λ, t)."""
         half: Array = self.p.T @ (weights[:, None] * self.q)
-        return half + half.T + t * np.diag(self.g) - self.constant
+        whole: Array = half + half.T + t * np.diag(self.g) - self.constant
+        return whole
 
     def size(self, weights: Array, t: float) -> Array:
         """The sum of the absolute values of all that is added up in each entry of F."""
         half: Array = np.abs(self.p).T @ (weights[:, None] * np.abs(self.q))
-        return half + half.T + t * np.diag(self.g) + np.abs(self.constant)
+        whole: Array = half + half.T + t * np.diag(self.g) + np.abs(self.constant)
+        return whole
 
 
 @dataclass

@@ -66,12 +66,12 @@ class Region(ABC):
 
     def _box_support(self, w: Tensor) -> Tensor:
         up, down = self.high - self.centre, self.centre - self.low
-        return _dot(w.clamp_min(0), up) + _dot(w.clamp_max(0).neg(), down)
+        return _dot(w.clamp_min(0), up) - _dot(w.clamp_max(0), down)
 
 
 def _dot(w: Tensor, v: Tensor) -> Tensor:
     """W·v, for w of (k, inputs) or (batch, k, inputs), and v of (batch, inputs)."""
-    return v @ w.T if w.dim() == 2 else torch.linalg.vecdot(w, v[:, None])
+    return v @ w.T if w.dim() == 2 else (w @ v[:, :, None])[:, :, 0]  # vecdot would make the products first
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -48,7 +48,7 @@ class Climb:
         self._decide(torch.arange(count), self.found.missed, Verdict.FALSIFIED, "clean")
 
     def run(self, bounders: Sequence[Bounder], budget: float) -> None:
-        """Try the bounders in turn, and a search for counterexamples after the first, within a budget per sample."""
+        """Try the bounders in turn, and a search for counterexamples after two, within a budget per sample."""
         for number, bounder in enumerate(bounders):
             rows = self._open()
             if not len(rows) or float(self.seconds.sum()) > budget * len(self.goals):
@@ -57,7 +57,7 @@ class Climb:
                 if float(self.seconds.sum()) <= budget * len(self.goals):
                     self._bound(part, bounder)
             rows = self._open()
-            if number == 0 and len(rows):
+            if number == min(1, len(bounders) - 1) and len(rows):
                 self._look(rows, "attack", STEPS, self.region.centre[rows])
 
     def _bound(self, rows: Tensor, bounder: Bounder) -> None:
@@ -69,8 +69,8 @@ class Climb:
         self.margins[rows] = torch.maximum(self.margins[rows], low)
         self.problem = self.problem.put(rows, problem)
         self._decide(rows, (self.margins[rows] > 0).all(1), Verdict.ROBUST, bounder.name)
-        if answer.u is not None:
-            still = ~(self.margins[rows] > 0).all(1)
+        still = ~(self.margins[rows] > 0).all(1)
+        if answer.u is not None and bool(still.any()):
             self._look(rows[still], bounder.name, 0, answer.u[still])
 
     def _look(self, rows: Tensor, method: str, steps: int, start: Tensor) -> None:

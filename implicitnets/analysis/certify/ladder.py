@@ -10,7 +10,7 @@ from .simple import ClosedForm, Interval, MonotoneBall
 
 __all__ = ["METHODS", "rungs"]
 
-CROWN: tuple[Bounder, ...] = (Crown(rounds=0), Crown(rounds=1), Crown(rounds=4))
+CROWN: tuple[Bounder, ...] = (Crown(rounds=0, tries=0), Crown(rounds=2, tries=0), Crown())
 
 METHODS: dict[str, tuple[Bounder, ...]] = {
     "closed_form": (ClosedForm(),),

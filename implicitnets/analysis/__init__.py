@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .attack import FGSM, PGD, Attackable, AttackMethod, AttackResult, Sparse, attack
 from .certify import (
+    Answer,
     Bounder,
     Bounds,
     Certificate,
@@ -11,6 +12,8 @@ from .certify import (
     ClosedForm,
     Crown,
     Interval,
+    LinearProgram,
+    MixedInteger,
     MonotoneBall,
     Problem,
     Verdict,
@@ -32,6 +35,7 @@ from .wellposed import WellPosedness, well_posedness
 __all__ = [
     "FGSM",
     "PGD",
+    "Answer",
     "AttackMethod",
     "AttackResult",
     "Attackable",
@@ -48,7 +52,9 @@ __all__ = [
     "DominantEigenvalue",
     "Interval",
     "Invertibility",
+    "LinearProgram",
     "Lipschitz",
+    "MixedInteger",
     "MonotoneBall",
     "Problem",
     "Region",

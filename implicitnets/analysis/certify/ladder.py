@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .base import Bounder
 from .crown import Crown
+from .lp import LinearProgram
+from .milp import MixedInteger
 from .simple import ClosedForm, Interval, MonotoneBall
 
 __all__ = ["METHODS", "rungs"]
@@ -15,7 +17,9 @@ METHODS: dict[str, tuple[Bounder, ...]] = {
     "monotone_ball": (MonotoneBall(),),
     "interval": (Interval(),),
     "crown": CROWN,
-    "auto": (Interval(), *CROWN),
+    "lp": (Interval(), *CROWN, LinearProgram()),
+    "milp": (Interval(), *CROWN, MixedInteger()),
+    "auto": (Interval(), *CROWN, MixedInteger(time_limit=5.0)),
 }
 """What ``method=`` can be, and the bounders that stand for it: each for the samples that those before left undecided,
 with the bounds that they found."""

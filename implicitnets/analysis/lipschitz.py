@@ -77,8 +77,8 @@ def lipschitz(
     With γ the Lipschitz constants of φ, the bounds from above are
 
     - product: ‖C‖‖γB‖ / (1 − ‖γA‖) + ‖D‖, the states in this norm or in the 2-norm or maximum norm;
-    - sensitivity: ‖S‖ of the matrix of ``sensitivity``, which in the maximum norm is at most the product in the best
-      units of the states (El Ghaoui et al. 2021, section 4);
+    - sensitivity: ‖S‖ of the matrix of ``sensitivity``, which in the maximum norm is at most the product with the
+      states in that norm, in whatever units (El Ghaoui et al. 2021, section 4);
     - monotone: ‖C‖‖B‖ / m + ‖D‖, with the margin m of monotonicity, for slopes in [0, 1] (Pabbaraju, Winston and Kolter
       2021, theorem 1), and weighted: the same in a norm ‖x‖² = xᵀΛx in which I − A is monotone;
     - multipliers: the best that a linear matrix inequality in weights of the units proves (Revay, Wang and Manchester

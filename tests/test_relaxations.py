@@ -54,7 +54,7 @@ def test_equilibria_of_models_stay_within_the_bounds(way, name, kind):
 @each_region
 def test_multipliers_that_are_not_feasible_give_a_bound(kind, monkeypatch):
     asked = problem(kind=kind, batch=1)
-    monkeypatch.setattr(sdp, "minimize", lambda pencil, weights, t, **_: (weights / 10, 1.0))
+    monkeypatch.setattr(sdp, "minimize", lambda pencil, weights, t, most, **_: (weights / 10, 1.0))
     form, c, d = sdp._Shor(asked), asked.form.C[1], asked.form.D[1]
     found = form.bound(c, d, (-10.0, 10.0), 1e-6)
     assert found >= float(points(asked, count=100)[0, 1])

@@ -1,4 +1,4 @@
-"""What can be measured and proved of a model: Jacobians at an equilibrium, invertibility, structure."""
+"""What can be measured and proved of a model: well-posedness, sensitivity, robustness, structure, Jacobians."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ from .certify import (
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
+from .lipschitz import Lipschitz, lipschitz
 from .regions import Ball, Box, Cardinality, Region, region
+from .sensitivity import Sensitivity, sensitivity
 from .slopes import activation_slopes
 from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
 from .structure import Compressed, Sparsity, compress, prune, sparsity
+from .twins import Twins
+from .wellposed import WellPosedness, well_posedness
 
 __all__ = [
     "FGSM",
@@ -51,15 +55,19 @@ __all__ = [
     "Interval",
     "Invertibility",
     "LinearProgram",
+    "Lipschitz",
     "MixedInteger",
     "MonotoneBall",
     "Problem",
     "Region",
     "Semidefinite",
+    "Sensitivity",
     "SingularElement",
     "Sparse",
     "Sparsity",
+    "Twins",
     "Verdict",
+    "WellPosedness",
     "Zonotope",
     "activation_slopes",
     "attack",
@@ -68,10 +76,13 @@ __all__ = [
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",
+    "lipschitz",
     "prune",
     "reachable",
     "region",
+    "sensitivity",
     "sparsity",
     "spectral_norm",
     "spectral_radius",
+    "well_posedness",
 ]

@@ -23,8 +23,8 @@ __all__ = ["Semidefinite"]
 
 Array = npt.NDArray[np.float64]
 
-TOTAL = 30.0
-"""What multipliers add up to at most, for each entry of v, in units of the bounds and of the range of the functional.
+MOST = 30.0
+"""Of a multiplier, in units of the bounds and of the range of the functional, unless it begins with more.
 
 Where the sign of z is known, two constraints say that x = z, and only the difference of their multipliers matters.
 """
@@ -139,9 +139,11 @@ class _Shor:
         low, width = ends[0], max(ends[1] - ends[0], np.finfo(float).tiny)
         goal = (torch.cat([c, d]).numpy() @ self.entries - low * self.unit[0]) / width + self.unit[0]
         pencil = Pencil(p=p, q=q, g=self.unit[0], constant=(np.outer(goal, self.unit) + np.outer(self.unit, goal)) / 2)
-        weights, t = minimize(pencil, *self._start(pencil), gap=rtol, total=TOTAL * self.size)
-        form, parts = pencil(weights, t), pencil.size(weights, t)
-        lacks = np.linalg.norm(parts) * 4 * (len(weights) + 16 * self.size) * EPS - np.linalg.eigvalsh(form)[0]
+        start, t = self._start(pencil)
+        weights, t = minimize(pencil, start, t, np.maximum(MOST, 2 * start), gap=rtol)
+        form, half = pencil(weights, t), np.abs(p).T @ (weights[:, None] * np.abs(q))
+        parts = np.linalg.norm(2 * half) + np.linalg.norm(pencil.constant) + abs(t)
+        lacks = parts * 4 * (len(weights) + 16 * self.size) * EPS - np.linalg.eigvalsh(form)[0]
         reach = np.abs(p).sum(1), np.abs(q).sum(1)
         missed = 2 * weights @ (errors[0] * reach[1] + errors[1] * reach[0] + errors[0] * errors[1])
         return float(low + width * (t - 1 + max(lacks, 0.0) * self.size + missed))

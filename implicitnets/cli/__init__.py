@@ -1,4 +1,4 @@
-"""The command line: ``implicitnets train`` and ``implicitnets evaluate``."""
+"""The command line: ``implicitnets train``, ``evaluate`` and ``certify``."""
 
 from __future__ import annotations
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from .attack import FGSM, PGD, Attackable, AttackMethod, AttackResult, Sparse, attack
+from .attack import (
+    FGSM,
+    PGD,
+    SPSA,
+    Attackable,
+    AttackMethod,
+    AttackResult,
+    Check,
+    Masking,
+    Noise,
+    Sparse,
+    attack,
+    check_masking,
+)
 from .certify import (
     Bounder,
     Bounds,
@@ -27,6 +40,7 @@ from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
 __all__ = [
     "FGSM",
     "PGD",
+    "SPSA",
     "AttackMethod",
     "AttackResult",
     "Attackable",
@@ -37,12 +51,15 @@ __all__ = [
     "Cardinality",
     "Certificate",
     "Certificates",
+    "Check",
     "ClosedForm",
     "Crown",
     "DominantEigenvalue",
     "Interval",
     "Invertibility",
+    "Masking",
     "MonotoneBall",
+    "Noise",
     "Problem",
     "Region",
     "SingularElement",
@@ -51,6 +68,7 @@ __all__ = [
     "activation_slopes",
     "attack",
     "certify",
+    "check_masking",
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",

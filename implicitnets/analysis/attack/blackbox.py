@@ -81,5 +81,7 @@ class SPSA(AttackMethod):
     def _uphill(self, search: Search, region: Region, rows: Tensor, u: Tensor, signs: Tensor) -> Tensor:
         """The estimate; 0 where an equilibrium was not found. No difference is shorter than rounding allows."""
         h = (self.width * (region.high - region.low).amax(1)).clamp_min(1e-6)[:, None]
-        falls = torch.stack([search.peek(rows, u - h * s) - search.peek(rows, u + h * s) for s in signs])
-        return (falls[..., None] / (2 * h) * signs).mean(0).nan_to_num(0, 0, 0)
+        way = (h * signs).flatten(0, 1)
+        at, several = u.repeat(len(signs), 1), rows.repeat(len(signs))
+        falls = search.peek(several, at - way) - search.peek(several, at + way)
+        return (falls.view(len(signs), -1, 1) / (2 * h) * signs).mean(0).nan_to_num(0, 0, 0)

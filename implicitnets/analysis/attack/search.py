@@ -63,10 +63,10 @@ class Search:
         return torch.stack(draws).to(self.best.device)
 
     def peek(self, rows: Tensor, u: Tensor) -> Tensor:
-        """The margins at any inputs, nan where an equilibrium was not found."""
+        """The margins at any inputs, nan where an equilibrium was not found; a sample may be among the rows often."""
         logits, found = self.victim.logits(u)
-        self.evaluations[rows] += 1
-        self.unconverged[rows] += (~found).long()
+        self.evaluations.index_add_(0, rows, torch.ones_like(rows))
+        self.unconverged.index_add_(0, rows, (~found).long())
         return torch.where(found, margins(logits, self.labels[rows]), torch.nan)
 
     def tell(self, rows: Tensor, u: Tensor) -> None:

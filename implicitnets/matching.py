@@ -62,8 +62,9 @@ def match_states(
         teacher: Whose states are matched.
         inputs: U, of shape (n, inputs).
         kappa: The bound of ‖A‖∞, below 1 for well-posedness.
-        penalty: R: ``prox.L1(weight)`` makes M sparse, ``prox.LInf(weight)`` bounds the largest weights of the rows,
-            ``prox.L2(weight)`` is a ridge regression.
+        penalty: R: ``prox.L1(weight)`` makes M sparse, and so does ``prox.ReverseHuber(weight, level)``, which shrinks
+            large weights less; ``prox.LInf(weight)`` bounds the largest weights of the rows, ``prox.L2(weight)`` is a
+            ridge regression.
         exact: Whether the second problem is meant. Where the equations have no solution, as with more samples than
             columns for a kappa that is too small, rows do not converge, or have a misfit.
         rtol: Tolerance of a row's residuals.

@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from .analysis import Sensitivity
 from .experiment import Epoch
 from .solution import Solution
 
-__all__ = ["learning", "residuals", "save", "steps"]
+__all__ = ["learning", "residuals", "save", "sensitivity_images", "steps"]
 
 BLUE, ORANGE, GREEN, GRAY = "#0072b2", "#d55e00", "#009e73", "#5f6b76"  # told apart by color-blind eyes too
 
@@ -71,6 +72,32 @@ def residuals(solutions: Mapping[str, Solution]) -> Figure:
         axes.semilogy(median.tolist(), color=color, label=f"{name}, median")
         axes.semilogy(solution.trace.amax(dim=1).tolist(), color=color, ls=":", label=f"{name}, largest")
     axes.legend(frameon=False)
+    return figure
+
+
+def sensitivity_images(found: Sensitivity, shape: tuple[int, int]) -> Figure:
+    """One image for each output, and one of the largest: how far it can move for one unit of each pixel.
+
+    Args:
+        found: Of a model whose inputs are images of one channel.
+        shape: Their height and width.
+
+    Raises:
+        ValueError: If the model has not so many inputs.
+    """
+    outputs, inputs = found.matrix.shape
+    if inputs != shape[0] * shape[1]:
+        raise ValueError(f"shape={shape}: the model has {inputs} inputs, which are no image of this height and width")
+    columns = min(6, outputs + 1)
+    figure = Figure(figsize=(1.7 * columns, 1.9 * -(-(outputs + 1) // columns)), layout="constrained")
+    panels = figure.subplots(-(-(outputs + 1) // columns), columns, squeeze=False).flatten()
+    images = [found.input_scores(k) for k in range(outputs)] + [found.input_scores()]
+    for axes, image, title in zip(panels, images, [*(f"output {k}" for k in range(outputs)), "any"], strict=False):
+        shown = axes.imshow(image.unflatten(0, shape).numpy(), vmin=0, vmax=float(found.matrix.max()), cmap="viridis")
+        axes.set_title(title, fontsize=9)
+    for axes in panels:
+        axes.set_axis_off()
+    figure.colorbar(shown, ax=list(panels), label="bound of |∂ output / ∂ pixel|", shrink=0.8)
     return figure
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .balls import project_l1_ball
-from .prox import L1, L2, LInf, Prox
+from .prox import L1, L2, LInf, Prox, ReverseHuber
 from .solution import ConvergenceWarning, Status
 
 __all__ = ["RowFit", "match_rows"]
@@ -77,14 +77,17 @@ def match_rows(
         The weights, which keep the bound, with the zeros of the proximal map; and the record.
 
     Raises:
-        TypeError: If R is not ``L1``, ``L2`` or ``LInf``.
+        TypeError: If R is not ``L1``, ``L2``, ``LInf`` or ``ReverseHuber``.
         ValueError: If shapes do not fit each other, or there is nothing to fit.
 
     Warns:
         ConvergenceWarning: If a row did not converge.
     """
-    if not isinstance(penalty, L1 | L2 | LInf):
-        raise TypeError(f"penalty={penalty!r}: rows are fitted by a convex one, L1(weight), L2(weight) or LInf(weight)")
+    if not isinstance(penalty, L1 | L2 | LInf | ReverseHuber):
+        raise TypeError(
+            f"penalty={penalty!r}: rows are fitted by a convex one, ReverseHuber(weight, level), L1(weight), "
+            "L2(weight) or LInf(weight)"
+        )
     if ball[0] and not ball[1] > 0:
         raise ValueError(f"ball={ball!r}: the second number is a bound of absolute values, and must be positive")
     if columns.dim() != 2 or targets.dim() != 2 or len(columns) != len(targets) or not len(columns):

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from implicitnets import data
 from implicitnets.activations import MaxPool
 from implicitnets.models import ImplicitModel, from_sequential, rescale
-from implicitnets.prox import L1, L2, L12, LInf
+from implicitnets.prox import L1, L2, L12, LInf, ReverseHuber
 from implicitnets.solution import ConvergenceWarning, Status
 from implicitnets.solvers import Anderson
 from implicitnets.training import Backprop, match_rows, match_states
@@ -111,7 +111,7 @@ def test_sparse_rows_satisfy_the_conditions_of_karush_kuhn_and_tucker(n):
     assert (a.abs() <= expected + 1e-8).all()
 
 
-@pytest.mark.parametrize("penalty", [L1(0.1), L2(0.1), LInf(0.1)], ids=repr)
+@pytest.mark.parametrize("penalty", [L1(0.1), L2(0.1), LInf(0.1), ReverseHuber(0.1, 0.3)], ids=repr)
 def test_no_feasible_point_nearby_is_better(penalty):
     columns, targets = rows(20)
     targets = targets + normal(20, 5, dtype=F64)

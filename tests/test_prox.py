@@ -20,6 +20,8 @@ SHRINKAGES = [cls(0.7) for cls in (prox.L0, prox.L1, prox.L12, prox.L23, prox.L2
 SEPARABLE = [
     *SHRINKAGES,
     *(prox.Binary(distance, level=0.8) for distance in SHRINKAGES),
+    prox.ReverseHuber(0.7),
+    prox.ReverseHuber(0.7, 1.2),
     prox.Box(-0.3, 1.2),
     prox.Box(None, 1.2),
     prox.NonNegative(),
@@ -27,7 +29,10 @@ SEPARABLE = [
 ROWS = [prox.InfNormBall(0.9), prox.Simplex(1.5)]
 GROUPS = [prox.GroupL1(0.7), prox.GroupL1(0.7, dim=0), prox.GroupL1(0.7, dim=(0, 1))]
 SETS = [prox.Box(-0.3, 1.2), prox.NonNegative(), *ROWS]
-CONVEX = [prox.L1(0.7), prox.L2(0.7), *GROUPS, prox.LInf(0.7), prox.Nuclear(0.7, rtol=1e-12, max_steps=5000), *SETS]
+CONVEX = [
+    *(prox.L1(0.7), prox.L2(0.7), prox.ReverseHuber(0.7, 1.2), *GROUPS, prox.LInf(0.7)),
+    *(prox.Nuclear(0.7, rtol=1e-12, max_steps=5000), *SETS),
+]
 EVERY = [*SEPARABLE, *GROUPS, *ROWS, prox.LInf(0.7), prox.Nuclear(0.7)]
 SPECIAL = [0.8, -0.8, 1.2, -0.3]  # corners of the penalties
 GRID = torch.tensor([*np.linspace(-6, 6, 12_001), *SPECIAL], dtype=torch.float64)

@@ -8,7 +8,7 @@ from .. import values
 from .base import Indicator, Prox, Step
 from .groups import GroupL1, LInf, Nuclear
 from .sets import Box, InfNormBall, NonNegative, Simplex
-from .shrinkage import L0, L1, L2, L12, L23, Binary, Shrinkage
+from .shrinkage import L0, L1, L2, L12, L23, Binary, ReverseHuber, Shrinkage
 
 __all__ = [
     "L0",
@@ -25,6 +25,7 @@ __all__ = [
     "NonNegative",
     "Nuclear",
     "Prox",
+    "ReverseHuber",
     "Shrinkage",
     "Simplex",
     "Step",
@@ -34,7 +35,10 @@ __all__ = [
 
 CLASSES: dict[str, type[Prox]] = {
     cls.__name__: cls
-    for cls in (L0, L1, L12, L23, L2, Binary, Box, GroupL1, InfNormBall, LInf, NonNegative, Nuclear, Simplex)
+    for cls in (
+        *(L0, L1, L12, L23, L2, ReverseHuber, Binary, Box, GroupL1),
+        *(InfNormBall, LInf, NonNegative, Nuclear, Simplex),
+    )
 }
 """All penalties by name."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .base import Prox, Step, check_weight
 
-__all__ = ["L0", "L1", "L2", "L12", "L23", "Binary", "Shrinkage"]
+__all__ = ["L0", "L1", "L2", "L12", "L23", "Binary", "ReverseHuber", "Shrinkage"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,39 @@ class L2(Shrinkage):
     def size(self, x: Tensor) -> Tensor:
         """x²/2."""
         return x.square() / 2
+
+
+@dataclass(frozen=True)
+class ReverseHuber(Shrinkage):
+    """weight Σ B(xᵢ/level), B(m) = |m| where |m| ≤ 1, else (m² + 1)/2: the perspective relaxation of L0 with a ridge.
+
+    Per coordinate it is min over 0 < t ≤ 1 of weight/2 (m²/t + t), the convex hull of weight/2 (m² + 1[m ≠ 0]): a small
+    entry pays as in L1, a large one as in L2 (Owen 2007). The map is soft thresholding by t/level
+    up to |v| = level + t/level, and v / (1 + t/level²) beyond it, with t = step · weight.
+
+    Attributes:
+        level: Where an entry starts to count as large, positive.
+
+    Raises:
+        ValueError: If the weight is negative, or level not positive.
+    """
+
+    level: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.level < math.inf:
+            raise ValueError(f"ReverseHuber(level={self.level!r}): level must be positive and finite")
+
+    def shrink(self, v: Tensor, t: Step) -> Tensor:
+        """Soft thresholding where that stays below the level, scaling beyond."""
+        soft = v.sign() * (v.abs() - t / self.level).clamp_min(0)
+        return torch.where(soft.abs() > self.level, v / (1 + t / self.level**2), soft)
+
+    def size(self, x: Tensor) -> Tensor:
+        """B(x/level)."""
+        m = x.abs() / self.level
+        return torch.where(m <= 1, m, (m.square() + 1) / 2)
 
 
 class L12(Shrinkage):

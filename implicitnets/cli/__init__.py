@@ -1,4 +1,4 @@
-"""The command line: ``implicitnets train`` and ``implicitnets evaluate``."""
+"""The command line: ``implicitnets train``, ``evaluate``, ``sparsify``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..run import TrainingError
 from .console import fail
 from .evaluate import evaluate
 from .flags import UsageError, explain
+from .sparsify import sparsify
 from .train import train
 
 __all__ = ["main"]
@@ -20,6 +21,7 @@ __all__ = ["main"]
 app = App(name="implicitnets", help="Train and evaluate implicit models.", version=version("implicitnets"))
 app.command(train)
 app.command(evaluate)
+app.command(sparsify)
 
 
 def main(words: Sequence[str] | None = None) -> int:

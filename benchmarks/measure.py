@@ -1,7 +1,6 @@
 """What the benchmarks share: clocks, memory, a description of the machine, and a file of results that grows."""
 
 import argparse
-import ctypes
 import gc
 import hashlib
 import json
@@ -12,9 +11,11 @@ import statistics
 import time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from implicitnets.solvers import native
 
@@ -123,32 +124,18 @@ def interleaved(runs, estimates, device, *, budget, least, most):
 
 
 def peak_memory(run, device):
-    """Bytes that ``run`` needs at its peak beyond what is held before; None where that can't be measured.
-
-    On Linux this is the growth of the resident set, after the allocator gave back what it had cached.
-    """
+    """Bytes of tensors that ``run`` needs at its peak beyond what is held before."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # forget the old peak
-    except OSError:
-        return None
-    before = _status("VmRSS")
-    run()
-    return max(_status("VmHWM") - before, 0)
-
-
-def _status(key):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {key}")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run()
+    events = record.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate((size for _, size in changes), initial=0))
 
 
 def environment(device):

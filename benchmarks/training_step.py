@@ -212,6 +212,7 @@ def measure(case, settings):
         solvers[name], run = admit(make, case, cell, x, target, exact)
         if solvers[name]["converged"]:
             runs[name] = run
+            cell.weight.grad = x.grad = None  # else some would free what others have left
             solvers[name]["memory"] = peak_memory(run, device)
     estimates = {name: seconds(run, device) for name, run in runs.items()}
     limits = {"budget": 0.1, "least": 3, "most": 20} if settings["quick"] else {"budget": 0.5, "least": 5, "most": 50}

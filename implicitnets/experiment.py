@@ -44,8 +44,8 @@ class Experiment:
         data: The data set.
         solver: What finds the fixed point: a name, or a call with options such as "Anderson(memory=8)".
         backward: What differentiates it: "implicit", or a call such as "Unroll(steps=3, damping=0.5)".
-        method: How the weights are trained: backprop, proxprop, semi-implicit, f-adjoint, lifted, implicit-sgd or
-            sobolev, or a call with options such as "ProxProp(tau=100)".
+        method: How the weights are trained: backprop, proxprop, semi-implicit, f-adjoint, lifted, implicit-sgd,
+            sobolev, certified, adversarial, lipschitz or sam, or a call with options such as "Certified(radius=0.05)".
         states: The number of states, the size of x.
         activation: The function φ.
         kappa: The bound on ‖A‖∞. Below 1 there is one fixed point, whatever the input.

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from .analysis import Sensitivity
 from .experiment import Epoch
 from .solution import Solution
 
-__all__ = ["compression", "learning", "residuals", "save", "steps", "structure"]
+__all__ = ["compression", "learning", "residuals", "save", "sensitivity_images", "steps", "structure"]
 
 BLUE, ORANGE, GREEN, GRAY = "#0072b2", "#d55e00", "#009e73", "#5f6b76"  # told apart by color-blind eyes too
 
@@ -120,6 +121,32 @@ def compression(curves: Mapping[str, Sequence[Mapping[str, Any]]], whole: float)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     figure.axes[1].legend(frameon=False, loc="lower right", fontsize=8)
+    return figure
+
+
+def sensitivity_images(found: Sensitivity, shape: tuple[int, int]) -> Figure:
+    """One image for each output, and one of the largest: how far it can move for one unit of each pixel.
+
+    Args:
+        found: Of a model whose inputs are images of one channel.
+        shape: Their height and width.
+
+    Raises:
+        ValueError: If the model has not so many inputs.
+    """
+    outputs, inputs = found.matrix.shape
+    if inputs != shape[0] * shape[1]:
+        raise ValueError(f"shape={shape}: the model has {inputs} inputs, which are no image of this height and width")
+    columns = min(6, outputs + 1)
+    figure = Figure(figsize=(1.7 * columns, 1.9 * -(-(outputs + 1) // columns)), layout="constrained")
+    panels = figure.subplots(-(-(outputs + 1) // columns), columns, squeeze=False).flatten()
+    images = [found.input_scores(k) for k in range(outputs)] + [found.input_scores()]
+    for axes, image, title in zip(panels, images, [*(f"output {k}" for k in range(outputs)), "any"], strict=False):
+        shown = axes.imshow(image.unflatten(0, shape).numpy(), vmin=0, vmax=float(found.matrix.max()), cmap="viridis")
+        axes.set_title(title, fontsize=9)
+    for axes in panels:
+        axes.set_axis_off()
+    figure.colorbar(shown, ax=list(panels), label="bound of |∂ output / ∂ pixel|", shrink=0.8)
     return figure
 
 

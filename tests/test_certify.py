@@ -11,7 +11,7 @@ BOUNDERS = {
     "ball": MonotoneBall(),
     "interval": Interval(),
     "crown": Crown(),
-    "crown, one step": Crown(rounds=2, steps=1),
+    "crown, from outside, one step": Crown(tries=0, steps=1),
 }
 TOLERANCE = 1e-9  # of the equilibria that are found
 

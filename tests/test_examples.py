@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "examples" / "models").glob("*.py")])
-EXPERIMENTS = sorted((ROOT / "examples" / "training").glob("*.py"))
+EXPERIMENTS = sorted(path for room in ("training", "analysis") for path in (ROOT / "examples" / room).glob("*.py"))
 STRICT = ("-W", "error", "-W", "ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func.jvp's own
 BENCHMARKS = ("solvers", "training_step")
 

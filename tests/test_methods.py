@@ -11,14 +11,31 @@ from implicitnets import data, training
 from implicitnets.backward import Unroll
 from implicitnets.experiment import Experiment, InvalidSetting
 from implicitnets.models import ImplicitModel
-from implicitnets.training import Backprop, FAdjoint, ImplicitSGD, Lifted, Method, ProxProp, SemiImplicit, Sobolev
+from implicitnets.training import (
+    SAM,
+    Adversarial,
+    Backprop,
+    Certified,
+    FAdjoint,
+    ImplicitSGD,
+    Lifted,
+    Lipschitz,
+    Method,
+    ProxProp,
+    SemiImplicit,
+    Sobolev,
+)
 
 METHODS: dict[str, Method] = {
+    "adversarial": Adversarial(),
     "backprop": Backprop(),
+    "certified": Certified(),
     "f-adjoint": FAdjoint(),
     "implicit-sgd": ImplicitSGD(),
     "proxprop": ProxProp(),
     "lifted": Lifted(),
+    "lipschitz": Lipschitz(),
+    "sam": SAM(),
     "semi-implicit": SemiImplicit(),
     "sobolev": Sobolev(),
 }
@@ -97,7 +114,7 @@ def test_a_loss_that_is_no_number_changes_nothing(method):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("method", [m for m in ROWS.values() if not isinstance(m, Sobolev)])  # which adds to the loss
+@pytest.mark.parametrize("method", [m for m in ROWS.values() if type(m) not in {Lipschitz, Sobolev}])  # which add to it
 def test_where_the_gradient_is_zero_only_weight_decay_moves_the_weights(method):
     model, start = classifier(), classifier()
     trainer = method.trainer(model, lambda outputs, labels: 0 * outputs.sum(), lr=0.01, weight_decay=3.0)
@@ -115,7 +132,7 @@ def test_a_nonlinear_toy_without_any_equilibrium_is_trained_too():
 
 def test_an_experiment_whose_method_fails_names_those_that_can():
     experiment = Experiment(method=SemiImplicit(), backward=Unroll())
-    text = r"method SemiImplicit\(.*adjoint equation.*Backprop, ImplicitSGD, .*Sobolev can"
+    text = r"method SemiImplicit\(.*adjoint equation.*Adversarial, Backprop, Certified, ImplicitSGD, .*Sobolev can"
     with pytest.raises(InvalidSetting, match=text) as caught:
         experiment.trainer(experiment.model(data.digits()))
     assert "FAdjoint" not in str(caught.value)

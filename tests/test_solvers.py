@@ -317,7 +317,7 @@ def test_anderson_needs_at_most_a_fifth_more_evaluations_than_picard(problem_nam
 def test_anderson_is_lazy_where_plain_steps_do(rate):
     """Picard's very iterates on an easy map, and fewer of them on a hard one."""
     b = normal(5, 3, dtype=torch.float64)
-    turn, _ = torch.linalg.qr(normal(3, 3, dtype=torch.float64))
+    turn = torch.tensor([[0.0, 1, 0], [-1, 0, 0], [0, 0, 0]], dtype=torch.float64)  # no residual is like an earlier one
     options = {"rtol": 1e-5, "atol": 0.0, "max_steps": 200}
     picard, anderson = (
         solver.run(lambda z: rate * z @ turn + b, torch.zeros_like(b))
@@ -325,6 +325,19 @@ def test_anderson_is_lazy_where_plain_steps_do(rate):
     )
     assert torch.equal(picard.value, anderson.value) == (rate < 0.5)
     assert (anderson.evaluations < picard.evaluations) == (rate > 0.5)
+
+
+def test_anderson_mixes_from_the_second_step_on_where_residuals_come_back():
+    """Symmetric maps, whose residual is like the one before the last, but falls by more than half in each step."""
+    q, _ = torch.linalg.qr(normal(40, 40, dtype=torch.float64))
+    b = normal(5, 40, dtype=torch.float64)
+    options = {"rtol": 1e-5, "atol": 0.0, "max_steps": 200}
+    a = (q * torch.linspace(-0.5, 0.5, 40, dtype=torch.float64)) @ q.T
+    picard, lazy, eager = (
+        solver.run(lambda z: z @ a + b, torch.zeros_like(b)).evaluations
+        for solver in (Picard(**options), Anderson(**options), Anderson(**options, lazy=0.0))
+    )
+    assert lazy <= eager + 1 < picard - 3
 
 
 def test_anderson_does_not_begin_to_mix_three_steps_before_the_end():

@@ -1,9 +1,10 @@
-"""What can be measured and proved of a model: Jacobians at an equilibrium, invertibility, structure."""
+"""What can be measured and proved of a model: well-posedness, sensitivity, robustness, structure, Jacobians."""
 
 from __future__ import annotations
 
 from .attack import FGSM, PGD, Attackable, AttackMethod, AttackResult, Sparse, attack
 from .certify import (
+    Answer,
     Bounder,
     Bounds,
     Certificate,
@@ -11,6 +12,8 @@ from .certify import (
     ClosedForm,
     Crown,
     Interval,
+    LinearProgram,
+    MixedInteger,
     MonotoneBall,
     Problem,
     Verdict,
@@ -20,14 +23,19 @@ from .certify import (
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
+from .lipschitz import Lipschitz, lipschitz
 from .regions import Ball, Box, Cardinality, Region, region
+from .sensitivity import Sensitivity, sensitivity
 from .slopes import activation_slopes
 from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
 from .structure import Compressed, Sparsity, compress, prune, sparsity
+from .twins import Twins
+from .wellposed import WellPosedness, well_posedness
 
 __all__ = [
     "FGSM",
     "PGD",
+    "Answer",
     "AttackMethod",
     "AttackResult",
     "Attackable",
@@ -44,13 +52,19 @@ __all__ = [
     "DominantEigenvalue",
     "Interval",
     "Invertibility",
+    "LinearProgram",
+    "Lipschitz",
+    "MixedInteger",
     "MonotoneBall",
     "Problem",
     "Region",
+    "Sensitivity",
     "SingularElement",
     "Sparse",
     "Sparsity",
+    "Twins",
     "Verdict",
+    "WellPosedness",
     "activation_slopes",
     "attack",
     "certify",
@@ -58,10 +72,13 @@ __all__ = [
     "dominant_eigenvalue",
     "invertibility",
     "jacobian_frobenius",
+    "lipschitz",
     "prune",
     "reachable",
     "region",
+    "sensitivity",
     "sparsity",
     "spectral_norm",
     "spectral_radius",
+    "well_posedness",
 ]

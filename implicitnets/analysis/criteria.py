@@ -7,15 +7,19 @@ margin in which rounding is accounted for: what is positive is proved.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from .multipliers import stabilizer
 
 __all__ = [
     "Array",
     "Criterion",
+    "best_choice",
     "infinity_norm",
     "lyapunov",
     "lyapunov_scaling",
@@ -23,6 +27,7 @@ __all__ = [
     "nemon",
     "perron_frobenius",
     "perron_scaling",
+    "scaled_rows",
     "two_norm",
     "weighted",
 ]
@@ -35,7 +40,7 @@ EPS = float(np.finfo(np.float64).eps)
 
 def infinity_norm(w: Array, radius: Array) -> float:
     """1 − ‖W‖∞ > 0: the Picard iteration contracts in the maximum norm (El Ghaoui et al. 2021)."""
-    return _scaled_rows(np.abs(w) + radius, np.ones(len(w)))
+    return scaled_rows(np.abs(w) + radius, np.ones(len(w)))
 
 
 def perron_frobenius(w: Array, radius: Array) -> float:
@@ -78,7 +83,7 @@ def lyapunov_scaling(w: Array, radius: Array) -> tuple[float, Array]:
     plain = weighted(w, radius, ones)
     if plain > 0:
         return plain, ones
-    found = stabilizer(w)
+    found = stabilizer(w, np.zeros(len(w)), ones)
     margin = weighted(w, radius, found)
     return (margin, found) if margin > plain else (plain, ones)
 
@@ -96,22 +101,52 @@ def perron_scaling(metzler: Array) -> tuple[float, Array]:
     abscissa is such an η; the bound is then below c. The η of the smallest bound is returned.
     """
     eye, ones = np.eye(len(metzler)), np.ones(len(metzler))
-    abscissa = float(np.linalg.eigvals(metzler).real.max())
-    best = _scaled_rows(metzler, ones), ones
+    abscissa = _abscissa(metzler)
+    best = scaled_rows(metzler, ones), ones
     for gap in (1e-6, 1e-3, 1e-1):
         try:
             eta = np.linalg.solve((abscissa + gap * abs(1 - abscissa)) * eye - metzler, ones).astype(np.float64)
         except np.linalg.LinAlgError:
             continue
         if np.isfinite(eta).all() and eta.min() > 0:
-            best = max(best, (_scaled_rows(metzler, eta), eta), key=lambda pair: pair[0])
+            best = max(best, (scaled_rows(metzler, eta), eta), key=lambda pair: pair[0])
     return best
 
 
-def _scaled_rows(nonnegative: Array, eta: Array) -> float:
-    """1 − max over i of (Mη)ᵢ/ηᵢ, less the rounding."""
-    size = (np.abs(nonnegative) @ eta) / eta
-    return float((1 - (nonnegative @ eta) / eta - EPS * (len(eta) + 3) * (1 + size)).min())
+def _abscissa(matrix: Array) -> float:
+    """The largest real part of an eigenvalue: one of an irreducible block."""
+    count, label = connected_components(csr_array(matrix), connection="strong")
+    largest = float(matrix.diagonal().max())
+    for number in np.flatnonzero(np.bincount(label, minlength=count) > 1):
+        block = np.ix_(label == number, label == number)
+        largest = max(largest, float(np.linalg.eigvals(matrix[block]).real.max()))
+    return largest
+
+
+def best_choice(rows: Array, owner: npt.NDArray[np.intp]) -> tuple[float, Array]:
+    """``perron_scaling`` where every unit has several rows, of which the largest counts: owner[i] is the unit of row i.
+
+    The choice of one row for each unit is improved until its vector no longer prefers another.
+    """
+    if len(rows) == rows.shape[1]:
+        return perron_scaling(rows)
+    eta = np.ones(rows.shape[1])
+    best, chosen = (scaled_rows(rows, eta, owner), eta), owner[:0]
+    for _ in range(30):
+        order = np.lexsort((-(rows @ eta), owner))
+        before, chosen = chosen, order[np.searchsorted(owner[order], np.arange(len(eta)))]
+        if np.array_equal(before, chosen):
+            break
+        eta = perron_scaling(rows[chosen])[1]
+        best = max(best, (scaled_rows(rows, eta, owner), eta), key=lambda pair: pair[0])
+    return best
+
+
+def scaled_rows(nonnegative: Array, eta: Array, owner: Any = slice(None)) -> float:
+    """1 − max over i of (Mη)ᵢ/η of the owner of row i, less the rounding."""
+    units = eta[owner]
+    size = (np.abs(nonnegative) @ eta) / units
+    return float((1 - (nonnegative @ eta) / units - EPS * (len(eta) + 3) * (1 + size)).min())
 
 
 def _spectral_error(w: Array, radius: Array) -> float:

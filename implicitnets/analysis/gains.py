@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,17 +36,16 @@ def constants(form: AffineForm, p: float) -> Tensor:
     return torch.cat([form.A.new_full((rows,), phi.lipschitz(p)) for phi, rows in parts])
 
 
-def slopes(form: AffineForm) -> tuple[Tensor, Tensor] | None:
-    """The least and the largest slope of every row, or None if φ is not component-wise or they are not bounded."""
-    least, largest = [], []
-    for phi, rows in Blocks((form.activation, form.rows)).parts:
+def slopes(form: AffineForm, rows: Any = slice(None)) -> tuple[Tensor, Tensor] | None:
+    """The least and the largest slope of rows, or None if φ is not component-wise there or they are not bounded."""
+    found = []
+    for phi, count in Blocks((form.activation, form.rows)).parts:
         steepest = phi.lipschitz(float("inf"))
-        low, high = phi.slopes() or (-steepest, steepest)
-        if not phi.componentwise or steepest == float("inf"):
-            return None
-        least.append(form.A.new_full((rows,), low))
-        largest.append(form.A.new_full((rows,), high))
-    return torch.cat(least), torch.cat(largest)
+        known = phi.slopes() or (-steepest, steepest)
+        low, high = known if phi.componentwise else (-float("inf"), float("inf"))
+        found.append(torch.tensor([[low], [high]], dtype=form.A.dtype).expand(2, count))
+    least, largest = torch.cat(found, 1)[:, rows]
+    return (least, largest) if bool(torch.isfinite(largest - least).all()) else None
 
 
 def gains(form: AffineForm, *, eliminate: bool = True) -> Gains | None:
@@ -102,9 +101,11 @@ def spread(gain: Tensor, right: Tensor) -> Tensor:
     def grown(v: Tensor) -> Tensor:
         return torch.einsum("bij,bj->bi", gain, v) if gain.dim() == 3 else v @ gain.T
 
-    right = right + EPS * (right.amax(1, keepdim=True) + torch.finfo(right.dtype).tiny)
+    nothing = right.amax(1, keepdim=True) == 0
+    right = torch.where(nothing, 1.0, right)
+    right = right + EPS * right.amax(1, keepdim=True)
     v = solved(right)
-    room = 1e-9 * right + 4 * rounding * (v.abs() + grown(v.abs()))  # for the rounding of the test below
-    v = v + solved(room)
+    size = (v.abs() + grown(v.abs())).amax(1, keepdim=True)
+    v = v + solved(1e-9 * right + 4 * rounding * size)  # room for the rounding of the solution and of the test below
     proved = (v > 0) & (v * (1 - rounding) >= grown(v) * (1 + rounding) + right)
-    return torch.where(proved.all(1, keepdim=True), v, torch.inf)
+    return torch.where(proved.all(1, keepdim=True), torch.where(nothing, 0.0, v), torch.inf)

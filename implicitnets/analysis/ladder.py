@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import scipy.linalg
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from .criteria import EPS, Array, Criterion, infinity_norm, lyapunov, monotone, nemon, perron_frobenius, two_norm
 from .pmatrix import EXHAUSTIVE, by_programs, by_recursion, negative_vertex
 
-__all__ = ["Invertibility", "SingularElement", "decide", "undecided"]
+__all__ = ["CHEAP", "Invertibility", "Reduced", "SingularElement", "decide", "reduce", "singular_element", "undecided"]
 
 CHEAP: tuple[tuple[str, Criterion], ...] = (
     ("infinity norm", infinity_norm),
@@ -69,8 +70,25 @@ def undecided(criterion: str, tried: dict[str, float] | None = None, free: int =
     return Invertibility(verdict="unknown", criterion=criterion, margin=tried[criterion], tried=tried, free=free)
 
 
-def decide(w: Array, least: Array, largest: Array, time_limit: float) -> Invertibility:
-    """Whether I − DW is invertible for all diagonal D from ``least`` to ``largest``.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reduced:
+    """W̃ of the units whose slope is not determined, with slopes in [0, 1].
+
+    Attributes:
+        margin: The smallest singular value of I − diag(least) W, less the rounding.
+        free: The units.
+        matrix: W̃, (free, free).
+        radius: A bound of the error of its entries, infinite where I − diag(least) W is too close to singular.
+    """
+
+    margin: float
+    free: npt.NDArray[np.intp]
+    matrix: Array
+    radius: Array
+
+
+def reduce(w: Array, least: Array, largest: Array) -> Reduced:
+    """The matrix that has the place of W where slopes are in [0, 1] instead of between ``least`` and ``largest``.
 
     With G = I − diag(least) W and D = diag(least) + D′ diag(largest − least), I − DW = (I − D′W̃) G with
     W̃ = diag(largest − least) W G⁻¹. A row of W̃ that is zero leaves the determinant to the others: what counts is the
@@ -78,23 +96,32 @@ def decide(w: Array, least: Array, largest: Array, time_limit: float) -> Inverti
     """
     n, width = len(w), largest - least
     free = np.flatnonzero(width > 0)
-    base = np.eye(n) - least[:, None] * w
-    singular = np.linalg.svd(base, compute_uv=False)
-    tried = {"least slopes": float(singular[-1] - EPS * 10 * n * singular[0])}
-    if tried["least slopes"] <= 0:
+    base, margin = np.eye(n) - least[:, None] * w, 1.0
+    quotient, error = w, np.zeros_like(w)
+    if least.any():
+        singular = np.linalg.svd(base, compute_uv=False)
+        margin = float(singular[-1] - EPS * 10 * n * singular[0])
+        quotient, error = quotient_and_error(w, base) if margin > 0 else (w, np.full_like(w, np.inf))
+    block, scale = np.ix_(free, free), width[free, None]
+    matrix, radius = scale * quotient[block], scale * (error + EPS * np.abs(quotient))[block]
+    return Reduced(margin=margin, free=free, matrix=matrix, radius=radius)
+
+
+def decide(w: Array, least: Array, largest: Array, time_limit: float) -> Invertibility:
+    """Whether I − DW is invertible for all diagonal D from ``least`` to ``largest``."""
+    reduced = reduce(w, least, largest)
+    free, tried = reduced.free, {"least slopes": reduced.margin}
+    if reduced.margin <= 0:
         return _refute(w, least, tried, len(free))
     if not len(free):
         return _proved(tried, 0)
-    quotient, error = quotient_and_error(w, base) if least.any() else (w, np.zeros_like(w))
-    if not np.isfinite(error).all():
+    if not np.isfinite(reduced.radius).all():
         return undecided("least slopes", tried, len(free))
-    reduced, radius = width[:, None] * quotient, width[:, None] * (error + EPS * np.abs(quotient))
-    block = np.ix_(free, free)
-    corner = _climb(reduced[block], radius[block], tried, time_limit)
+    corner = _climb(reduced.matrix, reduced.radius, tried, time_limit)
     if corner is None:
         return _proved(tried, len(free)) if tried[_last(tried)] > 0 else undecided(_last(tried), tried, len(free))
-    step = np.zeros(n)
-    step[free] = width[free] * corner
+    step = np.zeros(len(w))
+    step[free] = (largest - least)[free] * corner
     return _refute(w, _most_singular(w, least, step), tried, len(free))
 
 
@@ -148,17 +175,23 @@ def _proved(tried: dict[str, float], free: int) -> Invertibility:
 
 def _refute(w: Array, slopes: Array, tried: dict[str, float], free: int) -> Invertibility:
     """Refuted, if I − diag(slopes) W is singular up to rounding; else nothing is known."""
+    name, witness = _last(tried), singular_element(w, slopes)
+    if witness is None:
+        return undecided(name, tried, free)
+    return Invertibility(verdict="refuted", criterion=name, margin=tried[name], tried=tried, free=free, witness=witness)
+
+
+def singular_element(w: Array, slopes: Array) -> SingularElement | None:
+    """The record of I − diag(slopes) W, if it is singular up to rounding."""
     element = np.eye(len(w)) - slopes[:, None] * w
     _, singular, right = np.linalg.svd(element)
-    name = _last(tried)
     if singular[-1] > EPS * 100 * len(w) * (1 + np.linalg.norm(w, 2)):
-        return undecided(name, tried, free)
-    witness = SingularElement(
+        return None
+    return SingularElement(
         slopes=torch.from_numpy(slopes.copy()),
         null_vector=torch.from_numpy(right[-1].copy()),
         singular_value=float(singular[-1]),
     )
-    return Invertibility(verdict="refuted", criterion=name, margin=tried[name], tried=tried, free=free, witness=witness)
 
 
 def _most_singular(w: Array, start: Array, step: Array) -> Array:

@@ -8,7 +8,6 @@ rounding: those who use it check it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,42 +37,38 @@ class Pencil:
     def __call__(self, weights: Array, t: float) -> Array:
         """F(λ, t)."""
         half: Array = self.p.T @ (weights[:, None] * self.q)
-        return half + half.T + t * np.diag(self.g) - self.constant
-
-    def size(self, weights: Array, t: float) -> Array:
-        """The sum of the absolute values of all that is added up in each entry of F."""
-        half: Array = np.abs(self.p).T @ (weights[:, None] * np.abs(self.q))
-        return half + half.T + t * np.diag(self.g) + np.abs(self.constant)
+        value: Array = half + half.T + t * np.diag(self.g) - self.constant
+        return value
 
 
 @dataclass
 class _Barrier:
-    """κt − log det F(λ, t) − Σ log λₖ − log(total − Σ λₖ), which is self-concordant."""
+    """κt − log det F(λ, t) − Σ log λₖ(mostₖ − λₖ), which is self-concordant."""
 
     pencil: Pencil
-    total: float
+    most: Array
 
     def value(self, at: Array, kappa: float) -> float:
         weights, t = at[:-1], float(at[-1])
-        if not (weights.min(initial=1.0) > 0 and weights.sum() < self.total):
+        if not (weights.min() > 0 and (self.most - weights).min() > 0):
             return np.inf
         try:
             factor = np.linalg.cholesky(self.pencil(weights, t))
         except np.linalg.LinAlgError:
             return np.inf
-        rest = np.log(self.total - weights.sum()) if np.isfinite(self.total) else 0.0
-        return float(kappa * t - 2 * np.log(factor.diagonal()).sum() - np.log(weights).sum() - rest)
+        rest = np.log(weights).sum() + np.log(self.most - weights).sum()
+        return float(kappa * t - 2 * np.log(factor.diagonal()).sum() - rest)
 
     def step(self, at: Array, kappa: float) -> tuple[Array, float]:
         """Newton's step, and the square of its length in the norm of the Hessian."""
         weights, pencil = at[:-1], self.pencil
         inverse = np.linalg.inv(pencil(weights, float(at[-1])))
         p, q = pencil.p @ inverse, pencil.q @ inverse
-        mixed, room = p @ pencil.q.T, self.total - weights.sum()
+        mixed, room = p @ pencil.q.T, self.most - weights
         gradient = np.append(-2 * mixed.diagonal() - 1 / weights + 1 / room, kappa - pencil.g @ inverse.diagonal())
         hessian = np.empty((len(at), len(at)))
-        hessian[:-1, :-1] = 2 * ((p @ pencil.p.T) * (q @ pencil.q.T) + mixed * mixed.T) + 1 / room**2
-        hessian[:-1, :-1] += np.diag(1 / weights**2)
+        hessian[:-1, :-1] = 2 * ((p @ pencil.p.T) * (q @ pencil.q.T) + mixed * mixed.T)
+        hessian[:-1, :-1] += np.diag(1 / weights**2 + 1 / room**2)
         hessian[-1, :-1] = hessian[:-1, -1] = 2 * (p * q) @ pencil.g
         hessian[-1, -1] = pencil.g @ inverse**2 @ pencil.g
         scale = 1 / np.sqrt(hessian.diagonal())
@@ -82,23 +77,31 @@ class _Barrier:
 
 
 def minimize(
-    pencil: Pencil, weights: Array, t: float, *, gap: float = 1e-5, total: float = np.inf, sign: bool = False
+    pencil: Pencil,
+    weights: Array,
+    t: float,
+    most: Array,
+    *,
+    gap: float = 1e-5,
+    enough: float = -np.inf,
+    sign: bool = False,
 ) -> tuple[Array, float]:
-    """The weights λ > 0, Σ λ < total, with the smallest t of which F(λ, t) is positive definite: path following.
+    """The weights 0 < λ < most with the smallest t of which F(λ, t) is positive definite: path following.
 
     Args:
         pencil: F.
         weights: Where to start: F(λ, t) must be positive definite there.
         t: Likewise.
+        most: Bounds of the weights.
         gap: How far from the smallest t to stop, as a share of |t|.
-        total: A bound of the sum of the weights.
+        enough: A t that is small enough to stop.
         sign: Whether only the sign of the smallest t is wanted: then it stops once that is known.
 
     Returns:
         Weights and t inside the feasible set.
     """
-    barrier, at = _Barrier(pencil, total), np.append(weights, t)
-    order = len(pencil.g) + len(weights) + np.isfinite(total)
+    barrier, at = _Barrier(pencil, most), np.append(weights, t)
+    order = len(pencil.g) + 2 * len(weights)
     kappa = order / abs(t)
     for _ in range(40):
         for _ in range(40):
@@ -106,13 +109,14 @@ def minimize(
                 step, square = barrier.step(at, kappa)
             except np.linalg.LinAlgError:
                 return at[:-1], float(at[-1])
-            if not square > 0.05:
+            if not square > 0.05 or at[-1] <= enough:
                 break
             at, moved = _search(barrier, at, step, square, kappa)
             if not moved:
                 return at[:-1], float(at[-1])
         left = order / kappa
-        if left <= gap * abs(at[-1]) or (sign and (at[-1] > left or (at[-1] < 0 and left < -at[-1]))):
+        known = abs(at[-1]) > left  # the sign of the smallest t
+        if at[-1] <= enough or left <= gap * abs(at[-1]) or (sign and known):
             break
         kappa *= 10
     return at[:-1], float(at[-1])
@@ -128,13 +132,17 @@ def _search(barrier: _Barrier, at: Array, step: Array, square: float, kappa: flo
     return at, False
 
 
-def stabilizer(w: Any) -> Array:
-    """Weights Λ with Λ(I − W) + (I − W)ᵀΛ positive definite, if there are any: they are not checked."""
+def stabilizer(w: Array, least: Array, largest: Array) -> Array:
+    """Weights with which Σ λₖ (x − az)ₖ (x − bz)ₖ > 0 for z = Wx and every x, if there are any: they are not checked.
+
+    For slopes in [0, 1] that is Λ(I − W) + (I − W)ᵀΛ > 0.
+    """
     n = len(w)
     balanced, (scale, _) = matrix_balance(w, permute=False, separate=True)  # which spares the search bad units
-    pencil = Pencil(p=np.eye(n), q=np.eye(n) - balanced, g=np.ones(n), constant=np.zeros((n, n)))
+    p, q = np.eye(n) - least[:, None] * balanced, np.eye(n) - largest[:, None] * balanced
+    pencil = Pencil(p=p, q=q, g=np.ones(n), constant=np.zeros((n, n)))
     ones = np.ones(n)
-    least = float(np.linalg.eigvalsh(pencil(ones, 0.0))[0])
-    weights, _ = minimize(pencil, ones, 1.0 + 2 * max(0.0, -least), total=2.0 * n, sign=True)
-    found: Array = weights / scale**2
+    smallest = float(np.linalg.eigvalsh(pencil(ones, 0.0))[0])
+    weights, _ = minimize(pencil, ones, 1.0 + 2 * max(0.0, -smallest), 2 * ones, sign=True)
+    found: Array = weights / weights.max() / scale**2
     return found

@@ -14,6 +14,9 @@ from ..balls import project_l1_ball
 
 __all__ = ["Ball", "Box", "Cardinality", "Region", "region"]
 
+ROUNDS = 6
+"""For the point of a ball of the norm 2, cut off by a domain, that is farthest in a direction."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Region(ABC):
@@ -31,7 +34,7 @@ class Region(ABC):
 
     @abstractmethod
     def support(self, w: Tensor) -> Tensor:
-        """An upper bound of w·(u − centre) over the region; exact where nothing is cut off by a domain.
+        """An upper bound of w·(u − centre) over the region; exact but for balls of the norm 2 that a domain cuts off.
 
         Args:
             w: (batch, k, inputs), or (k, inputs) for the same in all samples.
@@ -42,7 +45,7 @@ class Region(ABC):
 
     @abstractmethod
     def maximizer(self, w: Tensor) -> Tensor:
-        """A u of the region with the largest w·u (with a domain, nearly), (batch, inputs), for w of that shape."""
+        """A u of the region with the largest w·u (or nearly, as above), (batch, inputs), for w of that shape."""
 
     @abstractmethod
     def project(self, u: Tensor) -> Tensor:
@@ -63,12 +66,12 @@ class Region(ABC):
 
     def _box_support(self, w: Tensor) -> Tensor:
         up, down = self.high - self.centre, self.centre - self.low
-        return _dot(w.clamp_min(0), up) + _dot(w.clamp_max(0).neg(), down)
+        return _dot(w.clamp_min(0), up) - _dot(w.clamp_max(0), down)
 
 
 def _dot(w: Tensor, v: Tensor) -> Tensor:
     """W·v, for w of (k, inputs) or (batch, k, inputs), and v of (batch, inputs)."""
-    return v @ w.T if w.dim() == 2 else torch.linalg.vecdot(w, v[:, None])
+    return v @ w.T if w.dim() == 2 else (w @ v[:, :, None])[:, :, 0]  # vecdot would make the products first
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,13 +106,44 @@ class Ball(Region):
 
     def support(self, w: Tensor) -> Tensor:  # noqa: D102
         size = torch.linalg.vector_norm(w, 2 if self.p == 2 else math.inf, dim=-1)
-        return torch.minimum(self.radius[:, None] * size, self._box_support(w))
+        value = torch.minimum(self.radius[:, None] * size, self._box_support(w))
+        room = torch.minimum(self.high - self.centre, self.centre - self.low).amin(1)
+        if bool((room >= self.radius * (1 - 1e-6)).all()):
+            return value
+        w = w.expand(len(self.centre), -1, -1)
+        step, share = self._farthest(w)
+        if self.p == 1:
+            return torch.minimum(value, (step * w).sum(-1))
+        # w is the sum of a part along the step, whose support is that of the ball, and of a rest: that of the box
+        along = torch.where(share > 0, step / share.clamp_min(torch.finfo(w.dtype).tiny), 0)
+        ball = self.radius[:, None] * torch.linalg.vector_norm(along, dim=-1)
+        return torch.minimum(value, ball + self._box_support(w - along))
 
     def maximizer(self, w: Tensor) -> Tensor:  # noqa: D102
-        if self.p == 2:
-            step = w / torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
-            return self.project(self.centre + self.radius[:, None] * step)
-        return _greedy(self, w, self.radius)
+        return self.project(self.centre + self._farthest(w[:, None])[0][:, 0])
+
+    def _farthest(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The step from the centre that goes farthest along w, (batch, k, inputs); and a share s, (batch, k, 1).
+
+        For p = 1 the largest |wᵢ| take what they can first. For p = 2 the step is sw, cut off at the bounds, with the s
+        that makes it as long as the radius: what was cut off in a round leaves more to the others in the next.
+        """
+        up, down, radius = self.high - self.centre, self.low - self.centre, self.radius[:, None, None]
+        if self.p == 1:
+            room = torch.where(w > 0, up[:, None], -down[:, None]).minimum(radius) * (w != 0)
+            order = w.abs().argsort(-1, descending=True)
+            rooms = room.gather(-1, order)
+            used = torch.minimum(rooms, (radius - (rooms.cumsum(-1) - rooms)).clamp_min(0))
+            return torch.zeros_like(room).scatter(-1, order, used) * w.sign(), torch.zeros_like(radius)
+        tiny = torch.finfo(w.dtype).tiny ** 0.5  # so that what is divided by it stays finite
+        share = radius / torch.linalg.vector_norm(w, dim=-1, keepdim=True).clamp_min(tiny)
+        for _ in range(ROUNDS):
+            step = torch.minimum(torch.maximum(share * w, down[:, None]), up[:, None])
+            cut = step != share * w
+            left = (radius.square() - (step * cut).square().sum(-1, keepdim=True)).clamp_min(0)
+            free = torch.linalg.vector_norm(torch.where(cut, 0, w), dim=-1, keepdim=True)
+            share = torch.where(free > 0, torch.maximum(share, left.sqrt() / free.clamp_min(tiny)), share)
+        return torch.minimum(torch.maximum(share * w, down[:, None]), up[:, None]), share
 
     def project(self, u: Tensor) -> Tensor:  # noqa: D102
         step = u.clamp(self.low, self.high) - self.centre
@@ -160,17 +194,6 @@ class Cardinality(Region):
     def sample(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: D102
         share, worth = (torch.rand(self.low.shape, generator=generator, dtype=self.low.dtype) for _ in range(2))
         return self._keep(self.low + share.to(self.low) * (self.high - self.low), worth.to(self.low))
-
-
-def _greedy(ball: Ball, w: Tensor, budget: Tensor) -> Tensor:
-    """The point of an ℓ1 ball within bounds with the largest w·u: the budget goes to the largest |wᵢ| first."""
-    room = torch.where(w > 0, ball.high - ball.centre, ball.centre - ball.low).clamp_max(budget[:, None])
-    room = torch.where(w == 0, torch.zeros_like(room), room)
-    order = w.abs().argsort(1, descending=True)
-    sorted_room = room.gather(1, order)
-    spent = (sorted_room.cumsum(1) - sorted_room).clamp_max(budget[:, None])
-    used = torch.minimum(sorted_room, budget[:, None] - spent)
-    return ball.centre + torch.zeros_like(w).scatter(1, order, used) * w.sign()
 
 
 def region(

@@ -82,6 +82,7 @@ class Implicit(Backward):
             return equation.solve(solver)
         problem = Forward(equation, solver, self, report)
         *value, converged = apply(_FixedPoint, problem, *leaves(equation.z0), *equation.operands)
+        equation.z0 = None  # which the graph would hold
         solution, problem.solution = problem.solution, None
         assert solution is not None
         if self.unconverged == "mask":
@@ -111,8 +112,9 @@ class _FixedPoint(torch.autograd.Function):
         *z, converged = output
         ctx.problem = problem
         ctx.mark_non_differentiable(converged)
-        ctx.save_for_backward(converged, *z, *operands)
-        ctx.save_for_forward(converged, *z, *operands)
+        kept = problem.kept(z, operands)
+        ctx.save_for_backward(converged, *z, *kept)
+        ctx.save_for_forward(converged, *z, *kept)
 
     @staticmethod
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:

@@ -63,6 +63,10 @@ class Problem(ABC):
     def mapped(self, size: int, axes: Axes, randomness: str, operands: Tensors) -> tuple[Problem, list[Tensor]]:
         """``size`` of these side by side, for operands that have a new first axis (0 in ``axes``) or not (None)."""
 
+    def kept(self, z: Tensors, operands: Tensors) -> Tensors:
+        """What derivatives at the solution z need of the operands, in their places."""
+        return operands
+
     def factors(self, z: Tensors, operands: Tensors) -> SplitJacobian | None:
         """The factors of ∂f/∂z at plain points, for solvers that split the equation; None where f tells none."""
         return None
@@ -91,6 +95,10 @@ class Forward(Problem):
 
     def mapped(self, size: int, axes: Axes, randomness: str, operands: Tensors) -> tuple[Problem, list[Tensor]]:  # noqa: D102
         return _map(self, size, axes, randomness, operands)
+
+    def kept(self, z: Tensors, operands: Tensors) -> Tensors:
+        """The solution in place of the start, which would be a state more to hold."""
+        return [*map(torch.detach, z), *self.split(operands)[1]]
 
     def factors(self, z: Tensors, operands: Tensors) -> SplitJacobian | None:  # noqa: D102
         return self.equation.factors(z, self.split(operands)[1], self.rule.selection)
@@ -125,6 +133,9 @@ class _Mapped(Problem):
             randomness=self.randomness,
         )
         return list(f(tuple(z), tuple(operands)))
+
+    def kept(self, z: Tensors, operands: Tensors) -> Tensors:
+        return self.of.kept(z, operands)
 
     def mapped(self, size: int, axes: Axes, randomness: str, operands: Tensors) -> tuple[Problem, list[Tensor]]:
         return _map(self, size, axes, randomness, operands)

@@ -17,6 +17,10 @@ from .window import combine, inner
 
 __all__ = ["Anderson"]
 
+ALIGNED = 0.3
+"""A second residual with this cosine to the one of the start or more: f acts on few directions, and mixing pays. For
+symmetric maps with eigenvalues all over an interval it is 0.4 to 0.75, for maps of independent entries 0 (measured)."""
+
 SOON = 3
 """Who is this many plain steps from its tolerance, at the rate of the last one, need not begin to mix."""
 
@@ -46,6 +50,7 @@ class _History:
     damped: bool
     all_awake: bool = False
     waiting: bool = False  # whether anybody may be
+    first: Iterate | None = None  # where it started, until that was compared with the second step
     last: Iterate | None = None
     rings: _Rings | None = None
 
@@ -67,9 +72,9 @@ class Anderson(Iterative[_History]):
         memory: Differences kept, at least 1. The state is stored 2 · memory times.
         damping: Share of the residual that is not added, in [0, 1).
         ridge: Ridge of the normalized Gram matrix, in units of machine precision.
-        lazy: As long as each step reduces a sample's residual to this share or less, or three more like the last one
-            would reach the tolerance, its steps stay plain, which is cheaper; in [0, 1). 0 mixes from the second
-            step on.
+        lazy: As long as each step reduces a sample's residual to this share or less, and the second one leaves none
+            that is like the first, or three more like the last one would reach the tolerance, its steps stay plain,
+            which is cheaper; in [0, 1). 0 mixes from the second step on.
 
     Raises:
         ValueError: If memory, damping, ridge or lazy is out of range.
@@ -97,7 +102,9 @@ class Anderson(Iterative[_History]):
 
     def step(self, f: PackedMap, now: Iterate, state: _History) -> Tensor:  # noqa: D102
         last, state.last = state.last, now
-        if last is not None:
+        if last is None:
+            state.first = now
+        else:
             self._wake(now, last, state)
         if last is None or state.rings is None:
             return torch.addcmul(now.z, now.r, state.keep) if state.damped else now.fz
@@ -111,7 +118,7 @@ class Anderson(Iterative[_History]):
             at, before = (now.z, now.fz, now.host_norms()[1]), (last.z, last.fz)
             history = (state.keep, state.wait, state.active, rings.dr, rings.df, rings.gram)
             return native.anderson(slot, used, self._diagonal(now.z), at, before, history)
-        self._remember(slot, used, now, last, state, rings)
+        self._remember(slot, used, now, last, state.active, rings)
         return self._mix(used, now, state, rings)
 
     def _wake(self, now: Iterate, last: Iterate, state: _History) -> None:
@@ -120,6 +127,9 @@ class Anderson(Iterative[_History]):
             return
         (residual, scale), before = now.host_norms(), last.host_norms()[0]
         slow = ~((residual <= self.lazy * before) | state.awake)
+        first, compared = state.first, state.first is not last
+        if compared and first is not None:
+            state.first, slow = None, slow | (_aligned(now, first) & ~state.awake)
         if self.lazy > 0 and np.count_nonzero(slow):
             with np.errstate(all="ignore"):
                 slow &= ~(residual * (residual / before) ** SOON <= self.atol + self.rtol * scale)
@@ -132,6 +142,8 @@ class Anderson(Iterative[_History]):
                 rows, size = now.z.shape
                 dr, df = now.z.new_empty((2, rows, slots, size))
                 state.rings = _Rings(dr, df, self._empty_gram(now.z, slots).repeat(rows, 1, 1))
+            if compared and first is not None:
+                self._recall(torch.from_numpy(np.flatnonzero(slow)).to(now.z.device), last, first, state.rings)
 
     def _empty_gram(self, z: Tensor, slots: int) -> Tensor:
         return torch.eye(slots, dtype=z.dtype, device=z.device) * self._diagonal(z)
@@ -139,13 +151,22 @@ class Anderson(Iterative[_History]):
     def _diagonal(self, z: Tensor) -> float:
         return 1 + self.ridge * torch.finfo(z.dtype).eps
 
-    def _remember(self, slot: int, used: int, now: Iterate, last: Iterate, state: _History, rings: _Rings) -> None:
+    def _recall(self, rows: Tensor, now: Iterate, last: Iterate, rings: _Rings) -> None:
+        """Take in the differences of the first step for rows that mix from the second one on."""
+        dr, df = now.z.new_empty((2, len(rows), 1, now.z.shape[1]))
+        own = _Rings(dr, df, now.z.new_empty(len(rows), 1, 1))
+        self._remember(0, 1, now.take(rows), last.take(rows), now.z.new_ones(len(rows)), own)
+        if not rings.count:
+            rings.dr[:, 0], rings.df[:, 0], rings.count = 0, 0, 1  # of the others
+        rings.dr[rows, 0], rings.df[rows, 0], rings.gram[rows, 0, 0] = dr[:, 0], df[:, 0], own.gram[:, 0, 0]
+
+    def _remember(self, slot: int, used: int, now: Iterate, last: Iterate, active: Tensor, rings: _Rings) -> None:
         """Take in the newest differences and their row of the Gram matrix."""
         dr = torch.sub(now.r, last.r, out=rings.dr[:, slot])
         df = torch.sub(last.fz, now.fz, out=rings.df[:, slot])
         noise = now.norms[1].to(dr.dtype) * torch.finfo(dr.dtype).eps  # of dr, by rounding in f(z)
         size = torch.linalg.vector_norm(dr, dim=1).hypot_(noise).clamp_min_(torch.finfo(dr.dtype).tiny)
-        size = torch.where(state.active > 0, size, torch.inf)[:, None]  # who is asleep keeps nothing
+        size = torch.where(active > 0, size, torch.inf)[:, None]  # who is asleep keeps nothing
         dr.div_(size)
         df.div_(size)
         row = inner(rings.dr[:, :used].transpose(0, 1), dr).T
@@ -188,6 +209,15 @@ class Anderson(Iterative[_History]):
             failures=state.failures[rows],
             active=state.active[rows],
             awake=state.awake[rows.cpu().numpy()],
+            first=None if state.first is None else state.first.take(rows),
             last=None if state.last is None else state.last.take(rows),
             rings=None if rings is None else rings.select(rows),
         )
+
+
+def _aligned(now: Iterate, first: Iterate) -> Mask:
+    """Whose residual is much like the first one."""
+    product = torch.linalg.vecdot(now.r, first.r).cpu().numpy()
+    with np.errstate(all="ignore"):
+        aligned: Mask = product >= ALIGNED * now.host_norms()[0] * first.host_norms()[0]
+    return aligned

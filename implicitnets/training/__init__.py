@@ -15,12 +15,16 @@ from .lifted import Lifted, LiftedEnergy
 from .method import GradientTrainer, Loss, Method, Trainer, Unsupported
 from .optim import ProxAdam, ProxAdamW, ProxSGD, penalize
 from .proximal import Projection, ProxProp, ProxPropHandle, Sweep, proxprop
+from .robust import SAM, Adversarial, Certified, Lipschitz, certified_loss, lipschitz_bound, worst_outputs
 from .semi_implicit import SemiImplicit
 from .sobolev import Sobolev, sobolev_loss
 from .tangent import tangent
 
 __all__ = [
+    "SAM",
+    "Adversarial",
     "Backprop",
+    "Certified",
     "FAdjoint",
     "FAdjointVariables",
     "FPropagation",
@@ -29,6 +33,7 @@ __all__ = [
     "ImplicitSGD",
     "Lifted",
     "LiftedEnergy",
+    "Lipschitz",
     "Loss",
     "Matching",
     "Method",
@@ -44,6 +49,8 @@ __all__ = [
     "Sweep",
     "Trainer",
     "Unsupported",
+    "certified_loss",
+    "lipschitz_bound",
     "match_rows",
     "match_states",
     "parse",
@@ -51,10 +58,15 @@ __all__ = [
     "proxprop",
     "sobolev_loss",
     "tangent",
+    "worst_outputs",
 ]
 
 CLASSES: dict[str, type[Method]] = {
-    cls.__name__: cls for cls in (Backprop, FAdjoint, ImplicitSGD, Lifted, ProxProp, SemiImplicit, Sobolev)
+    cls.__name__: cls
+    for cls in (
+        *(Adversarial, Backprop, Certified, FAdjoint, ImplicitSGD, Lifted, Lipschitz, ProxProp),
+        *(SAM, SemiImplicit, Sobolev),
+    )
 }
 """All methods by name."""
 

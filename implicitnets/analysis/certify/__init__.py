@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from .base import Bounder
+from .base import Answer, Bounder
 from .certificate import Certificate, Certificates, Verdict
 from .crown import Crown
 from .ladder import METHODS
+from .lp import LinearProgram
+from .milp import MixedInteger
 from .prepare import prepare
 from .problem import Bounds, Problem
 from .run import certify, reachable
@@ -13,6 +15,7 @@ from .simple import ClosedForm, Interval, MonotoneBall
 
 __all__ = [
     "METHODS",
+    "Answer",
     "Bounder",
     "Bounds",
     "Certificate",
@@ -20,6 +23,8 @@ __all__ = [
     "ClosedForm",
     "Crown",
     "Interval",
+    "LinearProgram",
+    "MixedInteger",
     "MonotoneBall",
     "Problem",
     "Verdict",

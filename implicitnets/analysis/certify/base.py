@@ -5,12 +5,25 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from .problem import Problem
 
-__all__ = ["Bounder"]
+__all__ = ["Answer", "Bounder"]
+
+
+class Answer(NamedTuple):
+    """What a bounder says of functionals that are asked about up to some value.
+
+    Attributes:
+        bound: Upper bounds, (batch, k).
+        u: Inputs where a functional that may be above is large, (batch, inputs), or None.
+    """
+
+    bound: Tensor
+    u: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +34,11 @@ class Bounder(ABC):
     def name(self) -> str:
         """What it is called in certificates."""
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @property
+    def together(self) -> int:
+        """So many samples gain from being bounded at once."""
+        return 2**31
 
     def tighten(self, problem: Problem) -> Problem:
         """The problem with better bounds of z and x, if this way has any to give at an acceptable price."""
@@ -38,3 +56,8 @@ class Bounder(ABC):
         Returns:
             (batch, k), float64; infinite where nothing is known.
         """
+
+    def answer(self, problem: Problem, x_part: Tensor, u_part: Tensor, enough: Tensor) -> Answer:
+        """Upper bounds as of ``maximum``, where it is enough to know whether they are below ``enough``, (batch, k)."""
+        del enough
+        return Answer(self.maximum(problem, x_part, u_part))

@@ -44,30 +44,41 @@ class Climb:
         self.seconds = goals.new_zeros(count)
         self.problem = prepare(form, region, x0)
         self.margins = goals.new_full(goals.shape[:2], -torch.inf)
-        self.found = search(form, region, goals, 0, dtype)
+        self.found = search(form, region, goals, region.centre, 0, dtype)
         self._decide(torch.arange(count), self.found.missed, Verdict.FALSIFIED, "clean")
 
     def run(self, bounders: Sequence[Bounder], budget: float) -> None:
-        """Try the bounders in turn, and a search for counterexamples after the first, within a budget per sample."""
+        """Try the bounders in turn, and a search for counterexamples after two, within a budget per sample."""
         for number, bounder in enumerate(bounders):
             rows = self._open()
             if not len(rows) or float(self.seconds.sum()) > budget * len(self.goals):
                 return
-            self._bound(rows, bounder)
+            for part in rows.split(bounder.together):
+                if float(self.seconds.sum()) <= budget * len(self.goals):
+                    self._bound(part, bounder)
             rows = self._open()
-            if number == 0 and len(rows):
-                found = search(self.form, self.region.take(rows), self.goals[rows], STEPS, self.dtype)
-                self.found.value[rows], self.found.u[rows] = found.value, found.u
-                self._decide(rows, found.missed, Verdict.FALSIFIED, "attack")
+            if number == min(1, len(bounders) - 1) and len(rows):
+                self._look(rows, "attack", STEPS, self.region.centre[rows])
 
     def _bound(self, rows: Tensor, bounder: Bounder) -> None:
         problem = bounder.tighten(self.problem.take(rows))
         goals, form = self.goals[rows], problem.form
         c, d, bias = -goals @ form.C, -goals @ form.D, goals @ form.c
-        low, _ = shifted(Bounds(-bounder.maximum(problem, c, d), bias), bias)
+        answer = bounder.answer(problem, c, d, torch.where(self.margins[rows] > 0, torch.inf, bias))
+        low, _ = shifted(Bounds(-answer.bound, bias), bias)
         self.margins[rows] = torch.maximum(self.margins[rows], low)
         self.problem = self.problem.put(rows, problem)
         self._decide(rows, (self.margins[rows] > 0).all(1), Verdict.ROBUST, bounder.name)
+        still = ~(self.margins[rows] > 0).all(1)
+        if answer.u is not None and bool(still.any()):
+            self._look(rows[still], bounder.name, 0, answer.u[still])
+
+    def _look(self, rows: Tensor, method: str, steps: int, start: Tensor) -> None:
+        """Search for counterexamples from some inputs."""
+        found = search(self.form, self.region.take(rows), self.goals[rows], start, steps, self.dtype)
+        better = found.value < self.found.value[rows]
+        self.found.value[rows[better]], self.found.u[rows[better]] = found.value[better], found.u[better]
+        self._decide(rows, found.missed, Verdict.FALSIFIED, method)
 
     def _open(self) -> Tensor:
         return torch.tensor([i for i, verdict in enumerate(self.verdicts) if verdict is Verdict.UNKNOWN]).long()

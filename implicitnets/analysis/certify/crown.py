@@ -9,14 +9,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from .base import Bounder
+from .continuation import continued
 from .problem import EPS, Bounds, Problem, product, shifted
 from .relaxation import Lines, lines
 from .start import interval
 
 __all__ = ["Crown"]
 
-ENTRIES = 2**23
-"""Of the largest tensor that is made at once, about."""
+ENTRIES = 2**20
+"""Of the largest tensor that is made at once, about: few enough to stay in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,23 +34,32 @@ class Crown(Bounder):
     from layers to equilibria, and is a feasible point of the dual of the linear relaxation; compare CerDEQ (Li et al.
     2022).
 
-    ``tighten`` bounds the rows of z so whose lines are apart, in rounds, since tighter bounds of z have tighter lines.
+    ``tighten`` bounds the rows of z so: first from inside, if every input has one equilibrium, by a box of z that no
+    equilibrium can leave on the way from the centre; then from outside the rows whose lines are apart, in rounds, since
+    tighter bounds of z have tighter lines.
 
     Attributes:
-        rounds: How often, at most. Rounds that gain next to nothing are the last.
+        rounds: Rounds, at most, of those samples that gained in the round before.
+        tries: Boxes, at most, from the least to wider ones.
         steps: Of the iteration for y, at most.
         rtol: The e that is good enough, relative to y. It changes how tight the bound is, never that it holds.
     """
 
     rounds: int = 3
+    tries: int = 12
     steps: int = 30
-    rtol: float = 1e-4
+    rtol: float = 1e-2
 
     def tighten(self, problem: Problem) -> Problem:  # noqa: D102
+        if self.tries and problem.origin is not None:
+            problem = interval(continued(problem, problem.origin, self._rows, self.tries), steps=5)
+        rows = torch.arange(len(problem.x0), device=problem.x0.device)
         for _ in range(self.rounds):
-            before = problem.z.high - problem.z.low
-            problem = interval(self._round(problem), steps=5)
-            if not bool((problem.z.high - problem.z.low < 0.98 * before).any()):
+            part = problem.take(rows)
+            new = interval(part.tighten(z=self._rows(part, _apart(part))), steps=5)
+            problem, before, after = problem.put(rows, new), *(known.z.high - known.z.low for known in (part, new))
+            rows = rows[~(after.sum(1) > 0.98 * before.sum(1))]  # of infinite bounds nothing is known
+            if not len(rows):
                 break
         return problem
 
@@ -59,23 +69,22 @@ class Crown(Bounder):
         found = [self._linear(problem.take(some), c[some], None, d[some]) for some in _parts(problem, c.shape[1])]
         return torch.minimum(torch.cat(found), problem.maximum(x_part, u_part))
 
-    def _round(self, problem: Problem) -> Problem:
-        """Bounds of the rows of z whose lines are apart, both ways."""
-        apart = _apart(problem)
-        order = apart.sum(1).argsort()  # so that those of about as many rows are together
+    def _rows(self, problem: Problem, chosen: Tensor) -> Bounds:
+        """Bounds of z, new ones where chosen, (batch, rows)."""
+        order = chosen.sum(1).argsort()  # so that those of about as many rows are together
         low, high = problem.z.low.clone(), problem.z.high.clone()
-        for some in _parts(problem, 2 * int(apart.sum(1).max())):
+        for some in _parts(problem, 2 * int(chosen.sum(1).max())):
             some = order[some]  # noqa: PLW2901
-            count = int(apart[some].sum(1).max())
+            count = int(chosen[some].sum(1).max())
             if not count:
                 continue
-            rows = apart[some].to(torch.int8).argsort(dim=1, descending=True)[:, :count]
+            rows = chosen[some].to(torch.int8).argsort(dim=1, descending=True)[:, :count]
             c, q = problem.form.A[rows], functional.one_hot(rows, problem.form.rows).to(low)
             value = self._linear(problem.take(some), torch.cat([c, -c], 1), torch.cat([q, -q], 1), None)
             up, down = value.split(count, 1)
             found = shifted(Bounds(-down, up), problem.form.b[rows])
             low[some], high[some] = low[some].scatter(1, rows, found.low), high[some].scatter(1, rows, found.high)
-        return problem.tighten(z=Bounds(low, high))
+        return Bounds(low, high)
 
     def _linear(self, problem: Problem, c: Tensor, q: Tensor | None, d: Tensor | None) -> Tensor:
         """An upper bound of c·x + q·Bu + d·u, (batch, k); infinite where bounds of z or x are."""

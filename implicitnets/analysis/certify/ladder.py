@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from .base import Bounder
 from .crown import Crown
+from .lp import LinearProgram
+from .milp import MixedInteger
 from .simple import ClosedForm, Interval, MonotoneBall
 
 __all__ = ["METHODS", "rungs"]
 
-CROWN: tuple[Bounder, ...] = (Crown(rounds=0), Crown(rounds=1), Crown(rounds=4))
+CROWN: tuple[Bounder, ...] = (Crown(rounds=0, tries=0), Crown(rounds=2, tries=0), Crown())
 
 METHODS: dict[str, tuple[Bounder, ...]] = {
     "closed_form": (ClosedForm(),),
     "monotone_ball": (MonotoneBall(),),
     "interval": (Interval(),),
     "crown": CROWN,
-    "auto": (Interval(), *CROWN),
+    "lp": (Interval(), *CROWN, LinearProgram()),
+    "milp": (Interval(), *CROWN, MixedInteger()),
+    "auto": (Interval(), *CROWN, MixedInteger(time_limit=5.0)),
 }
 """What ``method=`` can be, and the bounders that stand for it: each for the samples that those before left undecided,
 with the bounds that they found."""

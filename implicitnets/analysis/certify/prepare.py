@@ -24,6 +24,14 @@ def prepare(form: AffineForm, region: Region, x0: Tensor) -> Problem:
     Raises:
         NotAffine: If the activation is not known to rise with every entry.
     """
+    problem = _bounded(form, region, x0)
+    if not problem.unique:
+        return problem
+    centre = region.centre
+    return replace(problem, origin=_bounded(form, Box(centre=centre, low=centre, high=centre), x0).z)
+
+
+def _bounded(form: AffineForm, region: Region, x0: Tensor) -> Problem:
     problem = componentwise(ball(box(Problem.of(form, region, x0))))
     if not bool(problem.known.all()):
         problem = _by_levels(interval(problem))
@@ -37,6 +45,7 @@ def _by_levels(problem: Problem) -> Problem:
     part = torch.from_numpy(labels).to(form.A.device).long()
     edges = torch.stack([part[i] for i in form.A.nonzero().T])
     edges = edges[:, edges[0] != edges[1]]
+    problem = replace(problem, unique=True)  # until a level is not
     waiting = torch.ones(int(part.max()) + 1, dtype=torch.bool, device=part.device)
     while bool(waiting.any()):
         blocked = torch.zeros_like(waiting).index_fill_(0, edges[0][waiting[edges[1]]], True)
@@ -74,6 +83,6 @@ def _level(problem: Problem, own: Tensor, before: Tensor) -> Problem:
     if not len(before):
         inner, injected = replace(inner, B=B, b=b, D=0 * B), region
     known = Bounds(*(end[:, own] for end in problem.x))
-    found = interval(ball(box(Problem.of(inner, injected, x0[:, own]).tighten(x=known)))).x
-    low, high = (old.index_copy(1, own, new) for old, new in zip(problem.x, found, strict=True))
-    return problem.tighten(x=Bounds(low, high))
+    found = interval(ball(box(Problem.of(inner, injected, x0[:, own]).tighten(x=known))))
+    low, high = (old.index_copy(1, own, new) for old, new in zip(problem.x, found.x, strict=True))
+    return replace(problem, unique=problem.unique and found.unique).tighten(x=Bounds(low, high))

@@ -46,6 +46,8 @@ class Problem:
         x0: States found for the centre, (batch, states), not trusted: their residual is measured by who uses them.
         z: Bounds of z that hold for every equilibrium of every input, (batch, rows).
         x: Bounds of x, likewise.
+        unique: Whether it is proved that every input has one equilibrium, which depends on it continuously.
+        origin: Bounds of z at the centre alone, if unique; or None.
         kept: Which states are the model's own, where the form has others too, (states,); or None.
     """
 
@@ -54,6 +56,8 @@ class Problem:
     x0: Tensor
     z: Bounds
     x: Bounds
+    unique: bool = False
+    origin: Bounds | None = None
     kept: Tensor | None = None
 
     @classmethod
@@ -72,11 +76,11 @@ class Problem:
         z = Bounds(-unknown, unknown)
         return cls(form=form, region=region, x0=x0, z=z, x=states(form, z))
 
-    def tighten(self, z: Bounds | None = None, x: Bounds | None = None) -> Problem:
+    def tighten(self, z: Bounds | None = None, x: Bounds | None = None, *, unique: bool = False) -> Problem:
         """The problem with what is known already and this: x = φ(z) carries bounds of z over to x."""
         z = self.z if z is None else self.z.meet(z)
         x = self.x if x is None else self.x.meet(x)
-        return replace(self, z=z, x=x.meet(states(self.form, z)))
+        return replace(self, z=z, x=x.meet(states(self.form, z)), unique=self.unique or unique)
 
     def take(self, index: Tensor) -> Problem:
         """The problem of some samples."""
@@ -85,6 +89,7 @@ class Problem:
             region=self.region.take(index),
             x0=self.x0[index],
             z=Bounds(*(part[index] for part in self.z)),
+            origin=None if self.origin is None else Bounds(*(part[index] for part in self.origin)),
             x=Bounds(*(part[index] for part in self.x)),
         )
 
@@ -143,7 +148,7 @@ def product(w: Tensor, v: Tensor) -> Tensor:
     """The products w·v, (batch, k), for w of (k, n) or (batch, k, n) and v of (batch, n); 0 · ∞ is 0."""
     finite = torch.isfinite(v)
     if bool(finite.all()):
-        return v @ w.T if w.dim() == 2 else torch.linalg.vecdot(w, v[:, None])
+        return v @ w.T if w.dim() == 2 else (w @ v[:, :, None])[:, :, 0]
     terms = w * v[:, None]
     return torch.where(w == 0, torch.zeros_like(terms), terms).sum(-1)
 

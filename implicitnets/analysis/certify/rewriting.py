@@ -103,7 +103,7 @@ def componentwise(problem: Problem) -> Problem:
         x0 = torch.where(kept, start, new.activation(new.preactivation(x0, u0)))
     fresh = Problem.of(new, problem.region, x0)
     known = [torch.where(kept, spread(old), x) for old, x in zip(problem.x, fresh.x, strict=True)]
-    return replace(fresh, kept=kept).tighten(x=Bounds(*known))
+    return replace(fresh, kept=kept).tighten(x=Bounds(*known), unique=problem.unique)
 
 
 def _part(phi: Activation, rows: int) -> Part:

@@ -33,21 +33,23 @@ class Found:
         return self.value < -1e-9 * (1 + self.value.abs())
 
 
-def search(form: AffineForm, region: Region, goals: Tensor, steps: int, dtype: torch.dtype) -> Found:
+def search(form: AffineForm, region: Region, goals: Tensor, start: Tensor, steps: int, dtype: torch.dtype) -> Found:
     """Descend the least of the goals Gy by exact implicit gradients, towards the best point of the region for each.
 
-    The first input is the centre, the second the best for its gradient (for a box that is the fast gradient sign
-    method, Goodfellow, Shlens and Szegedy 2015), and those after are between the last and the best for the gradient
+    From the centre, the second input is the best for its gradient (for a box that is the fast gradient sign method,
+    Goodfellow, Shlens and Szegedy 2015), and those after are between the last and the best for the gradient
     there (Frank and Wolfe 1956).
 
     Args:
         form: The model.
         region: Where inputs may be.
         goals: G, (batch, k, outputs).
+        start: The first inputs, (batch, inputs), moved into the region.
         steps: Gradients to take.
         dtype: Inputs are rounded to it before they are tried.
     """
-    u, found = region.centre, Found(goals.new_full((len(goals),), torch.inf), region.centre)
+    u = region.project(start).to(dtype).to(start.dtype)
+    found = Found(goals.new_full((len(goals),), torch.inf), u)
     for step in range(steps + 1):
         value, gradient = _descent(form, u, goals, wanted=step < steps)
         better = value < found.value

@@ -27,7 +27,7 @@ def box(problem: Problem) -> Problem:
     moved = found.rows * torch.maximum(problem.region.support(form.B), problem.region.support(-form.B))
     right = to_states(form, moved) + _residual(problem) / found.own.clamp_max(1)
     reach = spread(found.states, right * (1 + 1e-12))
-    return problem.tighten(x=Bounds(x0 - reach, x0 + reach))
+    return problem.tighten(x=Bounds(x0 - reach, x0 + reach), unique=bool(torch.isfinite(reach).any()))
 
 
 def local_box(problem: Problem) -> Problem:
@@ -65,7 +65,8 @@ def ball(problem: Problem) -> Problem:
     centre, dual = form.preactivation(y, region.centre), torch.linalg.vector_norm(form.A / root, dim=1)
     slack = _slack(problem) + reach[:, None] * dual * (1 + 1e-12)
     low = centre - slack - region.support(-form.B) * (1 + 1e-12)
-    return problem.tighten(z=Bounds(low, centre + slack + region.support(form.B) * (1 + 1e-12)), x=x)
+    z = Bounds(low, centre + slack + region.support(form.B) * (1 + 1e-12))
+    return problem.tighten(z=z, x=x, unique=True)
 
 
 def radius(problem: Problem) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -38,7 +38,6 @@ from implicitnets.run import accuracy
 from implicitnets.training import ProxAdam, penalize
 
 SHARES = (0.5, 0.3, 0.2, 0.1, 0.05)
-FIT = (3e-4, 1e-3, 3e-3)
 ONCE = {
     "magnitude": [(Magnitude(keep=k),) for k in SHARES],
     "salience": [(Salience(keep=k),) for k in SHARES],
@@ -50,11 +49,23 @@ ONCE = {
     "low rank + sparse A": [(LowRank(rank=k, sparse=50 * k),) for k in (10, 5, 2)],
     "matching, ℓ1": [(Match(penalty=prox.L1(w), max_steps=1000),) for w in (3e-4, 1e-3, 3e-3)],
     "matching, reverse Huber": [
-        (Match(penalty=prox.ReverseHuber(0.1 * w, 0.1), max_steps=1000),) for w in (3e-4, 1e-3, 3e-3)
+        (Match(penalty=prox.ReverseHuber(w, 0.1), max_steps=1000),) for w in (3e-5, 1e-4, 3e-4)
     ],
     "quantization": [(Quantize(bits=k),) for k in (8, 6, 4, 3)],
     "shared values": [(Share(values=k),) for k in (32, 16, 8, 4)],
 }
+COLORS = {
+    "magnitude": "#d55e00",
+    "salience": "#0072b2",
+    "states": "#009e73",
+    "inputs": "#cc79a7",
+    "matching, ℓ1": "#e69f00",
+    "proximal ℓ1": "#56b4e9",
+    "proximal ℓ0": "#5f6b76",
+    "quantization": "#8b5a2b",
+    "shared values": "#000000",
+}
+"""What the figure shows, methods that hardly make a difference left out."""
 STEPS = {
     "magnitude, trained on": [(Magnitude(keep=k), Exact(linear=False)) for k in (0.2, 0.1, 0.05, 0.03, 0.02, 0.01)],
     "salience, trained on": [(Salience(keep=k), Exact(linear=False)) for k in (0.2, 0.1, 0.05, 0.03, 0.02, 0.01)],
@@ -167,33 +178,35 @@ class Study:
 def show(whole, rows):
     print("| way | setting | states | weights kept (%) | bits kept (%) | accuracy (%) | bound of the change |")
     print("|---|---|--:|--:|--:|--:|--:|")
-    print(f"| trained | | {whole[0]} | 100 | 100 | {100 * whole[3]:.2f} | |")
+    print(f"| trained | | {whole[0]} | 100.0 | 100.0 | {100 * whole[3]:.2f} | |")
     for key, (states, weights, bits, right, bound) in rows.items():
         name, setting = key.split(" | ")
+        setting = setting.split(" + ")[0].replace(", matrices='ABCD'", "").replace(", kappa=0.95, max_steps=1000", "")
         shares = f"{100 * weights / whole[1]:.1f} | {100 * bits / whole[2]:.1f}"
         change = "" if bound is None else f"{bound:.2g}"
         print(f"| {name} | `{setting}` | {states} | {shares} | {100 * right:.2f} | {change} |")
 
 
 def draw(whole, rows):
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    """Dotted where a method is applied at once, solid where training goes on after each step."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
     curves = {}
     for key, row in rows.items():
         curves.setdefault(key.split(" | ")[0], []).append(row)
-    for axes, index, label in zip(figure.subplots(1, 2, sharey=True), (1, 0), ("weights", "states"), strict=True):
+    for axes, index, label in zip(figure.subplots(1, 2, sharey=True), (1, 2), ("weights", "bits"), strict=True):
         for name, points in curves.items():
-            x, y = [100 * row[index] / whole[index] for row in points], [100 * row[3] for row in points]
-            after = "trained on" in name or "proximal" in name
-            if index == 1 or "states" in name or "proximal" in name:
-                axes.plot(x, y, "o-" if after else "x:", ms=4, label=name)
+            color, at_once = COLORS.get(name.removesuffix(", trained on")), name in ONCE
+            if color is not None:
+                x, y = [100 * row[index] / whole[index] for row in points], [100 * row[3] for row in points]
+                axes.plot(x, y, "x:" if at_once else "o-", ms=4, color=color, label=name)
         axes.axhline(100 * whole[3], color="black", linewidth=0.8)
         axes.axhline(100 * whole[3] - 1, color="black", linewidth=0.8, linestyle="--")
-        axes.set(xlabel=f"{label} kept (%)", ylim=(100 * whole[3] - 12, 100 * whole[3] + 0.6))
-        axes.set_xscale("log")
+        axes.set(xlabel=f"{label} kept (%)", ylim=(100 * whole[3] - 12, 100 * whole[3] + 0.6), xscale="log")
+        axes.set_xticks([1, 2, 5, 10, 20, 50, 100], [1, 2, 5, 10, 20, 50, 100])
         axes.grid(color="#d9dee3", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("held-out accuracy (%)")
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right")
     return figure
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import data, plots, storage
 from ..analysis import Region, Sparsity, compress, region, sparsity
@@ -21,12 +21,18 @@ from .runs import recorded
 __all__ = ["sparsify"]
 
 SHARES = (0.5, 0.3, 0.2, 0.1, 0.05)
-SAMPLES, BOXES, RADIUS = 2000, 20, 0.01
-"""Training samples that methods look at; held-out ones around which the change of the outputs is bounded, and how far."""
+SAMPLES = 2000
+"""Training samples that methods look at."""
+BOXES, RADIUS = 20, 0.01
+"""The change of the outputs is bounded around so many held-out samples, so far from each."""
+HEADER = ("method", "accuracy", "states", "weights", "bits", "bound")
 
 
 def sparsify(run: Path, /) -> int:
     """Tell how sparse a run's model is, and how small it can be made: accuracy against what is kept, without training.
+
+    The bound is of the change of any output, on boxes of radius 0.01 around 20 held-out samples, the median of these;
+    for "exact" on all inputs within the range of the training samples.
 
     Args:
         run: The folder of the run, the --out of implicitnets train. sparsity.json and plots are written there.
@@ -41,7 +47,8 @@ def sparsify(run: Path, /) -> int:
     whole = accuracy(found.model, dataset.test)
     table(
         f"What stays of {whole:.2%} on {len(dataset.test)} held-out samples of {dataset.name}",
-        [(point["method"], _line(point)) for points in curves.values() for point in points],
+        [_row(point) for points in curves.values() for point in points],
+        HEADER,
     )
     plots.save(
         plots.structure(structure.matrix, structure.ordered_matrix, structure.form.states), run / "structure.png"
@@ -72,31 +79,37 @@ def _ways(structure: Sparsity) -> dict[str, list[Reduction]]:
 
 
 def _curves(model: nn.Module, structure: Sparsity, dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
-    boxes = region(dataset.test.inputs[:BOXES], RADIUS)
+    boxes, hull = region(dataset.test.inputs[:BOXES], RADIUS), _hull(dataset.train.inputs)
     return {
-        name: [_point(model, method, dataset, boxes) for method in methods]
+        name: [_point(model, method, dataset, hull if name == "exact" else boxes) for method in methods]
         for name, methods in _ways(structure).items()
     }
 
 
-def _point(model: nn.Module, method: Reduction, dataset: Dataset, boxes: Region) -> dict[str, Any]:
-    result = compress(model, method, x=dataset.train.inputs[:SAMPLES], region=boxes)
+def _hull(inputs: Tensor) -> Region:
+    """All inputs within the range of these."""
+    low, high = inputs.amin(0, keepdim=True), inputs.amax(0, keepdim=True)
+    return region((low + high) / 2, (high - low) / 2)
+
+
+def _point(model: nn.Module, method: Reduction, dataset: Dataset, where: Region) -> dict[str, Any]:
+    result = compress(model, method, x=dataset.train.inputs[:SAMPLES], region=where)
     bound = result.bound
+    assert bound is not None  # there is a region
     return {
         "method": repr(method),
         "states": result.sizes[1],
         "weights": result.weights[1] / max(1, result.weights[0]),
         "bits": result.bits[1] / max(1, result.bits[0]),
         "accuracy": accuracy(result.model, dataset.test),
-        "bound": None if bound is None else float(bound.median()),
+        "bound": float(bound.median()),
     }
 
 
-def _line(point: dict[str, Any]) -> str:
-    return (
-        f"{point['accuracy']:.2%} with {point['states']} states, {point['weights']:.1%} of the weights, "
-        f"{point['bits']:.1%} of the bits; outputs within {point['bound']:.2g}"
-    )
+def _row(point: dict[str, Any]) -> tuple[str, ...]:
+    shares = (f"{point[name]:.1%}" for name in ("weights", "bits"))
+    method = point["method"].replace(", matrices='ABCD'", "")
+    return method, f"{point['accuracy']:.2%}", str(point["states"]), *shares, f"{point['bound']:.2g}"
 
 
 def _summary(structure: Sparsity) -> dict[str, Any]:

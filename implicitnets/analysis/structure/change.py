@@ -30,10 +30,10 @@ def output_change(before: AffineForm, after: AffineForm, states: Tensor, rows: T
     mean slopes of φ and the residual r = (A_K − A′) x + (B_K − B′) u + b_K − b′ is linear in (x, u) of the first model
     alone, columns of A′ standing at K. So r is bounded over all its equilibria; |Δ| ≤ (I − |A′|)⁻¹ |r| if φ is
     component-wise with slopes in [0, 1], or ‖Δ‖₂ ≤ ‖r‖₂ / m where the symmetric part of I − A′ is at least m; interval
-    iterations with the slopes that can occur follow, and y − y′ = (C − C′) x + (D − D′) u + c − c′ + C′Δ. The other
-    bound is that of y − y′ as an output of both models side by side. States that
-    are multiples of others, or linear all over the region, are replaced by these or by their equations first. Rounding
-    is accounted for.
+    iterations with the slopes that can occur follow, and y − y′ = (C − C′) x + (D − D′) u + c − c′ + C′Δ. States that
+    are multiples of others, or linear all over the region, are replaced by these or by their equations first. The other
+    bound is that of y − y′ as an output of both models side by side; the result is the better one for each output.
+    Rounding is accounted for.
 
     Args:
         before: The first form, float64.

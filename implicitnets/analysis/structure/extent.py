@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -85,11 +84,9 @@ class Extent:
         return found if folded is tied else found.meet(self._bounds(folded))
 
     def _bounds(self, of: Functional) -> Bounds:
-        maximum, slack = (
-            partial(bounder(self.problem.form).maximum, self.problem),
-            of.slack * (1 + 1e-9) + 4 * EPS * of.constant.abs(),
-        )
-        high, low = maximum(of.x, of.u) + of.constant, of.constant - maximum(-of.x, -of.u)
+        by, slack = bounder(self.problem.form), of.slack * (1 + 1e-9) + 4 * EPS * of.constant.abs()
+        high = of.constant + by.maximum(self.problem, of.x, of.u)
+        low = of.constant - by.maximum(self.problem, -of.x, -of.u)
         return Bounds(low - slack - 2 * EPS * low.abs(), high + slack + 2 * EPS * high.abs())
 
     def _tied(self, of: Functional) -> Functional:

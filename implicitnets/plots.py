@@ -102,7 +102,8 @@ def structure(before: Tensor, after: Tensor, states: int) -> Figure:
     for axes, matrix, title in zip(
         figure.subplots(1, 2), (before, after), ("|A B; C D|", "States reordered, last ones first"), strict=True
     ):
-        image = axes.imshow(matrix.cpu().clamp_min(1e-4 * largest), norm=norm, cmap="Greys", aspect="auto")
+        shown = matrix.clamp_min(1e-4 * largest).numpy()
+        image = axes.imshow(shown, norm=norm, cmap="Greys", aspect="auto")
         image.set_interpolation("nearest")
         axes.axvline(states - 0.5, color=ORANGE, linewidth=1)
         axes.axhline(states - 0.5, color=ORANGE, linewidth=1)

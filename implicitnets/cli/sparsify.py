@@ -15,7 +15,7 @@ from ..analysis.structure import Exact, Inputs, LowRank, Magnitude, Match, Quant
 from ..data import Dataset
 from ..run import accuracy
 from ..solution import ConvergenceWarning
-from .console import say, table
+from .console import say, steps, table
 from .runs import recorded
 
 __all__ = ["sparsify"]
@@ -80,9 +80,10 @@ def _ways(structure: Sparsity) -> dict[str, list[Reduction]]:
 
 def _curves(model: nn.Module, structure: Sparsity, dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
     boxes, hull = region(dataset.test.inputs[:BOXES], RADIUS), _hull(dataset.train.inputs)
+    ways = _ways(structure)
     return {
-        name: [_point(model, method, dataset, hull if name == "exact" else boxes) for method in methods]
-        for name, methods in _ways(structure).items()
+        name: [_point(model, method, dataset, hull if name == "exact" else boxes) for method in ways[name]]
+        for name in steps(tuple(ways), "trying:")
     }
 
 

@@ -58,9 +58,8 @@ IMAGES = {"convolutional": (1, 2, 2)}
 def sums() -> ImplicitModel:
     """Two states that are the sum of all inputs, a thousand times."""
     A, one = torch.tensor([[0.0, 0.999], [0.999, 0.0]]), torch.ones(2, 4)
-    return ImplicitModel.from_matrices(
-        A, one, torch.tensor([[1.0, 1.0], [1.0, -1.0], [0.0, 1.0]]), 0 * torch.ones(3, 4)
-    )
+    C = torch.tensor([[1.0, 1.0], [1.0, -1.0], [0.0, 1.0]])
+    return ImplicitModel.from_matrices(A, one, C, torch.zeros(3, 4))
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from .attack import FGSM, PGD, Attackable, AttackMethod, AttackResult, Sparse, attack
+from .attack import (
+    FGSM,
+    PGD,
+    SPSA,
+    Attackable,
+    AttackMethod,
+    AttackResult,
+    Check,
+    Masking,
+    Noise,
+    Sparse,
+    attack,
+    check_masking,
+)
 from .certify import (
     Answer,
     Bounder,
@@ -16,7 +29,9 @@ from .certify import (
     MixedInteger,
     MonotoneBall,
     Problem,
+    Semidefinite,
     Verdict,
+    Zonotope,
     certify,
     reachable,
 )
@@ -35,6 +50,7 @@ from .wellposed import WellPosedness, well_posedness
 __all__ = [
     "FGSM",
     "PGD",
+    "SPSA",
     "Answer",
     "AttackMethod",
     "AttackResult",
@@ -46,6 +62,7 @@ __all__ = [
     "Cardinality",
     "Certificate",
     "Certificates",
+    "Check",
     "ClosedForm",
     "Compressed",
     "Crown",
@@ -54,10 +71,13 @@ __all__ = [
     "Invertibility",
     "LinearProgram",
     "Lipschitz",
+    "Masking",
     "MixedInteger",
     "MonotoneBall",
+    "Noise",
     "Problem",
     "Region",
+    "Semidefinite",
     "Sensitivity",
     "SingularElement",
     "Sparse",
@@ -65,9 +85,11 @@ __all__ = [
     "Twins",
     "Verdict",
     "WellPosedness",
+    "Zonotope",
     "activation_slopes",
     "attack",
     "certify",
+    "check_masking",
     "compress",
     "dominant_eigenvalue",
     "invertibility",

@@ -11,7 +11,9 @@ from .milp import MixedInteger
 from .prepare import prepare
 from .problem import Bounds, Problem
 from .run import certify, reachable
+from .sdp import Semidefinite
 from .simple import ClosedForm, Interval, MonotoneBall
+from .zonotope import Zonotope
 
 __all__ = [
     "METHODS",
@@ -27,7 +29,9 @@ __all__ = [
     "MixedInteger",
     "MonotoneBall",
     "Problem",
+    "Semidefinite",
     "Verdict",
+    "Zonotope",
     "certify",
     "prepare",
     "reachable",

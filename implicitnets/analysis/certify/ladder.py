@@ -6,7 +6,9 @@ from .base import Bounder
 from .crown import Crown
 from .lp import LinearProgram
 from .milp import MixedInteger
+from .sdp import Semidefinite
 from .simple import ClosedForm, Interval, MonotoneBall
+from .zonotope import Zonotope
 
 __all__ = ["METHODS", "rungs"]
 
@@ -17,7 +19,9 @@ METHODS: dict[str, tuple[Bounder, ...]] = {
     "monotone_ball": (MonotoneBall(),),
     "interval": (Interval(),),
     "crown": CROWN,
+    "zonotope": (Interval(), Zonotope()),
     "lp": (Interval(), *CROWN, LinearProgram()),
+    "sdp": (Interval(), *CROWN, Semidefinite()),
     "milp": (Interval(), *CROWN, MixedInteger()),
     "auto": (Interval(), *CROWN, MixedInteger(time_limit=5.0)),
 }

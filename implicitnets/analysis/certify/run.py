@@ -68,8 +68,8 @@ def certify(  # noqa: PLR0913  (what is asked, how to answer, and how to compute
         domain: The least and the largest value of an entry.
         goals: G, (k, outputs) or (batch, k, outputs), in place of class margins: Gy is to be positive.
         method: A name in ``METHODS``: "auto" climbs from cheap to exact until a sample is decided; "closed_form",
-            "monotone_ball", "interval" and "crown" are cheap, "lp" and "milp" solve a programme or many for each
-            sample. Or a bounder such as ``Crown(rounds=6)`` or ``MixedInteger(time_limit=60)``.
+            "monotone_ball", "interval", "zonotope" and "crown" are cheap, "lp", "sdp" and "milp" solve programmes for
+            each sample. Or a bounder such as ``Crown(rounds=6)`` or ``MixedInteger(time_limit=60)``.
         budget: Seconds for each sample on average: once a batch has used up its own, nothing further is begun.
         batch: So many samples at a time.
         progress: Called with how many samples are done, and how many there are.

@@ -291,13 +291,3 @@ def test_the_residual_plot_shows_median_and_largest_of_each_solver(finished):
     assert list(axes.get_lines()[1].get_ydata()) == largest.tolist()
     with pytest.raises(ValueError, match="Picard has no trace"):
         plots.residuals({"Picard": replace(solutions["Picard"], trace=None)})
-
-
-def test_the_plot_of_certified_accuracy_has_what_is_proved_below_and_what_withstands_above():
-    figure = plots.certified({"a": [(0.01, 0.9, 0.95), (0.1, 0.3, 0.5)], "b": [(0.1, 0.8, 0.8)]})
-    (axes,) = figure.axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["a, proved", "a, attacked", "b, proved", "b, attacked"]
-    proved, attacked = axes.get_lines()[:2]
-    assert list(proved.get_xdata()) == list(attacked.get_xdata()) == [0.01, 0.1]
-    assert (list(proved.get_ydata()), list(attacked.get_ydata())) == ([0.9, 0.3], [0.95, 0.5])

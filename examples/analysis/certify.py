@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, PercentFormatter
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import implicitnets as inn
 from implicitnets import analysis, data, storage, training
 from implicitnets.models import ImplicitModel, IntervalMonotoneDEQ, MonotoneDEQ
-from implicitnets.plots import certified as certified_curves
 from implicitnets.plots import save
 from implicitnets.solvers import PeacemanRachford
 
@@ -156,6 +157,25 @@ def curves(results, region):
     return found
 
 
+def draw(found, region):
+    """The share proved as a line, the one after an attack dotted: the truth is between them."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(found.items()):
+        radii, proved, attacked = zip(*points, strict=True)
+        axes.plot(radii, proved, color=f"C{number}", marker=".", label=name)
+        axes.plot(radii, attacked, color=f"C{number}", marker=".", ls=":")
+        axes.fill_between(radii, proved, attacked, color=f"C{number}", alpha=0.12, linewidth=0)
+    axes.set(xscale="log", ylim=(-0.02, 1.02), xlabel=f"radius, {region}", ylabel="images classified rightly")
+    axes.set_title("Proved (lines) and after an attack (dotted)", loc="left", fontweight="bold")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(color="#d9dee3", linewidth=0.6)
+    axes.legend(frameon=False, loc="lower left")
+    return figure
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=tuple(data.DATASETS), default="mnist")
@@ -186,7 +206,7 @@ def main():
                     storage.write_json(path, {"models": results})
     show(results)
     for title, region in {"inf": "ℓ∞", "inf in domain": "ℓ∞ in [0, 1]", "2": "ℓ2"}.items():
-        save(certified_curves(curves(results, region), region), arguments.out / f"{dataset.name} {title}.png")
+        save(draw(curves(results, region), region), arguments.out / f"{dataset.name} {title}.png")
 
 
 if __name__ == "__main__":

@@ -134,9 +134,9 @@ def test_feed_forward_networks_are_bounded_by_back_substitution():
         low, high = (end[0] for end in asked.z)
         v, value = last.weight, last.bias
         for layer, rows in ((second, slice(0, 4)), (first, slice(4, 9))):
-            l, u = low[rows], high[rows]
-            slope = torch.where(u <= 0, 0, torch.where(l >= 0, 1, u / (u - l)))
-            noise = torch.where((l < 0) & (u > 0), -slope * l / 2, 0)
+            below, above = low[rows], high[rows]
+            slope = torch.where(above <= 0, 0, torch.where(below >= 0, 1, above / (above - below)))
+            noise = torch.where((below < 0) & (above > 0), -slope * below / 2, 0)
             value = value + v @ noise + v.abs() @ noise + (v * slope) @ layer.bias
             v = (v * slope) @ layer.weight
         value = value + 0.8 * v.abs().sum(1)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import AutoLocator, MaxNLocator, PercentFormatter
 
 from .analysis import Sensitivity
 from .experiment import Epoch
 from .solution import Solution
 
-__all__ = ["learning", "residuals", "save", "sensitivity_images", "steps"]
+__all__ = ["learning", "residuals", "robustness", "save", "sensitivity_images", "steps"]
 
 BLUE, ORANGE, GREEN, GRAY = "#0072b2", "#d55e00", "#009e73", "#5f6b76"  # told apart by color-blind eyes too
 
@@ -98,6 +98,21 @@ def sensitivity_images(found: Sensitivity, shape: tuple[int, int]) -> Figure:
     for axes in panels:
         axes.set_axis_off()
     figure.colorbar(shown, ax=list(panels), label="bound of |∂ output / ∂ pixel|", shrink=0.8)
+    return figure
+
+
+def robustness(radii: Sequence[float], attacked: Sequence[float], certified: Sequence[float]) -> Figure:
+    """Shares of the samples that are classified rightly, by radius: what an attack leaves, and what is proved."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    _dress(axes, "The truth is between the two", "radius", "samples classified rightly")
+    axes.plot(radii, attacked, "o-", ms=4, color=ORANGE, label="after an attack, at most")
+    axes.plot(radii, certified, "o-", ms=4, color=BLUE, label="proved, at least")
+    axes.fill_between(radii, certified, attacked, color=GRAY, alpha=0.15, linewidth=0)
+    axes.xaxis.set_major_locator(AutoLocator())
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylim(0, 1.005)
+    axes.legend(frameon=False, loc="lower left")
     return figure
 
 

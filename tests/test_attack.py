@@ -1,15 +1,20 @@
 """Attacks: inside their region, exact where the answer is known, and of a model that stays as it is."""
 
+import copy
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from implicitnets.analysis import FGSM, PGD, Sparse, attack
+from implicitnets import ConvergenceWarning, Unroll
+from implicitnets.analysis import FGSM, PGD, SPSA, Noise, Sparse, attack
 from implicitnets.analysis.regions import region
-from implicitnets.models import ImplicitModel
+from implicitnets.models import DEQ, ConvDEQ, ImplicitModel, MonotoneDEQ, WarmStart, from_sequential
+from implicitnets.models.structures import Triangular
+from implicitnets.solvers import Anderson, Picard
 
 DUAL = {"inf": 1, "2": 2, "1": math.inf}
 NORMS = [("inf", 0.05), (2, 0.15), (1, 0.3)]
@@ -24,7 +29,8 @@ def affine_model(classes=2, inputs=6, gain=0.5):
         for shape in ((4, 4), (4, inputs), (classes, 4), (classes, inputs), (4,), (classes,))
     )
     A = A * gain / A.abs().sum(1, keepdim=True)
-    return ImplicitModel.from_matrices(A, B, C, D, b, c, activation="identity")
+    exact = Anderson(rtol=1e-12, atol=1e-13, max_steps=100)
+    return ImplicitModel.from_matrices(A, B, C, D, b, c, activation="identity", solver=exact)
 
 
 def slope(model):
@@ -76,6 +82,32 @@ def test_sparse_attack_of_a_linear_model_changes_the_entries_that_weigh_most(cou
     assert ((result.inputs != x[safe]).sum(1) == count).all()
 
 
+@by_norm
+def test_linear_model_of_several_classes_loses_the_least_of_all_margins(norm, radius):
+    model, x = affine_model(classes=5), points(inputs=6)
+    labels, w = model(x).argmax(1), slope(model)
+    lead = model(x).gather(1, labels[:, None]) - model(x)
+    loss = radius * torch.linalg.vector_norm(w[labels][:, None] - w, DUAL[str(norm)], dim=2)
+    expected = (lead - loss).scatter(1, labels[:, None], torch.inf).amin(1)
+    result = attack(model, x, labels, radius=radius, norm=norm, method=PGD(steps=2, targets=4))
+    survived = expected > 0
+    assert 2 < survived.sum() < len(x)
+    assert torch.equal(result.success, ~survived)
+    torch.testing.assert_close(result.after[survived], expected[survived].detach())
+
+
+def test_differences_find_what_gradients_find():
+    model, x = affine_model(), points(inputs=6)
+    labels = model(x).argmax(1)
+    how = {"radius": 0.05, "norm": "inf"}
+    best, found, noise = (attack(model, x, labels, method=m, **how) for m in (FGSM(), SPSA(), Noise()))
+    open_ = ~best.success
+    lost, regained = best.before - best.after, found.before - found.after
+    assert (regained[open_] > 0.9 * lost[open_]).all()
+    assert (noise.after[open_] >= best.after[open_] - 1e-9).all()
+    assert (noise.after < noise.before).all()
+
+
 # -------------------------------------------------------------------------------------------------- inside the region
 
 
@@ -96,3 +128,259 @@ def test_inputs_stay_in_the_region(radius, norm, domain, dtype, seed):
     assert region(x.double(), **how).contains(result.inputs.double(), tol=1e-12).all()
     assert (result.after <= result.before).all()
     torch.testing.assert_close(attack(model, result.inputs, result.labels, radius=0).before, result.after)
+
+
+# ------------------------------------------------------------------------------------------------ one against another
+
+
+@by_norm
+def test_many_steps_are_never_worse_than_one(norm, radius):
+    model, x = classifier(), points(40)
+    one, many = (attack(model, x, radius=2 * radius, norm=norm, method=m) for m in (FGSM(), PGD()))
+    assert (many.after <= one.after)[~one.success].all()
+    assert many.success[one.success].all()
+    assert many.after[~many.success].sum() < one.after[~many.success].sum()
+
+
+def test_a_larger_radius_fools_more_and_one_without_bounds_fools_all():
+    model, x = classifier(), points(40)
+    left = [attack(model, x, radius=radius).accuracy for radius in (0.0, 0.05, 0.1, 0.2, 20.0)]
+    assert left == sorted(left, reverse=True)
+    assert left[0] == 1
+    assert left[-1] == 0
+
+
+def test_exact_gradients_are_stronger_than_jacobian_free_ones():
+    model, x = classifier(states=30, activation="tanh"), points(60)
+    how = {"radius": 0.15, "norm": 2, "method": PGD(steps=10)}
+    exact, jfb = (attack(model, x, gradient=gradient, **how) for gradient in ("exact", Unroll()))
+    assert exact.accuracy <= jfb.accuracy
+    both = ~exact.success & ~jfb.success
+    assert exact.after[both].mean() < jfb.after[both].mean()
+
+
+def test_gradient_of_the_model_is_the_one_it_is_set_to():
+    model, x = classifier(states=30), points(20)
+    model.backward = Unroll()
+    how = {"radius": 0.2, "norm": 2, "method": FGSM()}
+    own, jfb = (attack(model, x, gradient=gradient, **how) for gradient in ("model", Unroll()))
+    torch.testing.assert_close(own.inputs, jfb.inputs, rtol=0, atol=1e-3)
+    assert not torch.allclose(own.inputs, attack(model, x, **how).inputs, rtol=0, atol=1e-3)
+
+
+def test_sensitivities_rank_entries_too():
+    model, x = classifier(), points(30)
+    how = {"radius": 1.0, "cardinality": 2}
+    by_sample, for_all = (attack(model, x, method=Sparse(ranking=r), **how) for r in ("gradient", "sensitivity"))
+    assert by_sample.accuracy <= for_all.accuracy < 1
+    changed = (for_all.inputs != x).any(0)
+    assert changed.sum() < (by_sample.inputs != x).any(0).sum()  # the same few entries in all samples
+
+
+# --------------------------------------------------------------------------------------------- the model, its settings
+
+
+def test_the_model_stays_as_it_is():
+    model = nn.Sequential(ImplicitModel(8, 6, 5, start=WarmStart(samples=100)), nn.Dropout(0.5), nn.Linear(5, 3))
+    model(points(dtype=torch.float32)).sum().backward()
+    before, settings_ = copy.deepcopy(model.state_dict()), repr(model)
+    grads = [p.grad.clone() for p in model.parameters()]
+    record, state = model[0].forward_solution, torch.get_rng_state()
+    attack(model, points(dtype=torch.float32), radius=0.3, method=PGD(steps=3, restarts=2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(p.grad, g) and p.requires_grad for p, g in zip(model.parameters(), grads, strict=True))
+    assert model[0].forward_solution is record
+    assert model.training
+    assert repr(model) == settings_
+
+
+def test_its_solver_and_backward_do_not_matter():
+    sound, x = classifier(states=20), points()
+    loose = copy.deepcopy(sound)
+    loose.solver, loose.backward = Picard(rtol=0.5, max_steps=2), Unroll()
+    results = [attack(model, x, radius=0.1, norm=2) for model in (sound, loose)]
+    torch.testing.assert_close(results[0].inputs, results[1].inputs)
+    torch.testing.assert_close(results[0].after, results[1].after)
+    with torch.inference_mode():
+        torch.testing.assert_close(attack(loose, x, radius=0.1, norm=2).inputs, results[0].inputs)
+
+
+def feedforward():
+    return nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+MODELS = {
+    "network": (feedforward, (8,)),
+    "monotone": (lambda: nn.Sequential(MonotoneDEQ(8, 6), nn.Linear(6, 3)), (8,)),
+    "triangular": (lambda: ImplicitModel(8, 6, 3, structure=Triangular(sizes=(3, 3))), (8,)),
+    "converted": (lambda: from_sequential(feedforward(), 8), (8,)),
+    "images": (lambda: nn.Sequential(ConvDEQ(1, 4, groups=2), nn.Flatten(), nn.Linear(64, 3)), (1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_any_classifier_can_be_attacked(name, dtype):
+    make, shape = MODELS[name]
+    x = torch.rand(20, *shape, dtype=dtype)
+    result = attack(make().to(dtype), x, radius=0.3, domain=(0, 1), method=PGD(steps=5))
+    assert result.inputs.shape == x.shape
+    assert (result.after < result.before).all()
+    assert not result.unconverged.any()
+    assert len(result) == 20
+    assert "20 samples: 0 wrong before" in repr(result)
+
+
+# ----------------------------------------------------------------------------------------------------- sample by sample
+
+
+def test_what_a_sample_gets_does_not_depend_on_the_others():
+    model, x = classifier(), points()
+    how = {"radius": 0.1, "norm": 2, "method": PGD(steps=5, restarts=3)}
+    together, alone = attack(model, x, **how), attack(model, x[:1], **how)
+    in_parts = attack(model, x, batch=5, **how)
+    torch.testing.assert_close(together.inputs[:1], alone.inputs)
+    torch.testing.assert_close(together.inputs, in_parts.inputs)
+
+
+def test_the_generator_decides():
+    model, x = classifier(), points()
+    how = {"radius": 0.1, "norm": 2, "method": Noise(tries=3)}
+    first, again, other = (
+        attack(model, x, generator=None if s is None else torch.Generator().manual_seed(s), **how) for s in (0, None, 1)
+    )
+    assert torch.equal(first.inputs, again.inputs)
+    assert not torch.equal(first.inputs, other.inputs)
+
+
+def test_a_sample_is_left_alone_once_it_is_fooled():
+    model, x = classifier(), points(40)
+    labels = attack(model, x, radius=0).labels
+    labels[:5] = (labels[:5] + 1) % 3
+    result = attack(model, x, labels, radius=0.1, method=PGD(steps=10))
+    assert torch.equal(result.success[:5], result.before[:5] < 0)
+    assert (result.evaluations[:5] == 1).all()
+    assert torch.equal(result.inputs[:5], x[:5])
+    assert (result.evaluations[~result.success] == 12).all()  # the input, ten gradients, and where they led
+    assert result.evaluations[5:][result.success[5:]].max() < 12
+
+
+def test_methods_share_the_work():
+    model, x = classifier(), points(40)
+    result = attack(model, x, radius=0.1, method=[FGSM(), PGD(steps=5)])
+    alone = attack(model, x, radius=0.1, method=FGSM())
+    assert torch.equal(result.inputs[alone.success], alone.inputs[alone.success])
+    assert (result.evaluations[alone.success] == 3).all()
+    assert (result.evaluations[~result.success] == 9).all()  # three, and five gradients and where they led
+
+
+# ---------------------------------------------------------------------------------------- equilibria that are not there
+
+
+class Square(nn.Module):
+    """Z = z² + x has a solution for x ≤ 1/4 alone; the lesser is (1 − √(1 − 4x)) / 2."""
+
+    def forward(self, z, x):
+        return z.square() + x
+
+
+class Threshold(nn.Module):
+    """The first class as long as z < 0.4, that is, x < 0.24."""
+
+    def __init__(self):
+        super().__init__()
+        self.deq = DEQ(Square(), solver=Picard(max_steps=30))
+
+    def forward(self, x):
+        z = self.deq(x)
+        return torch.cat([0.4 - z, z - 0.4], 1)
+
+
+def test_an_input_without_an_equilibrium_is_no_success():
+    x, labels = torch.tensor([[0.2], [0.1]]).double(), torch.zeros(2, dtype=torch.int64)
+    with pytest.warns(ConvergenceWarning, match="2 of 2 samples are unknown"):
+        result = attack(Threshold(), x, labels, radius=0.5, method=FGSM())
+    assert not result.success.any()
+    assert result.unknown.all()
+    assert result.unconverged.tolist() == [1, 1]
+    assert torch.equal(result.inputs, x)
+    assert result.accuracy == 1
+
+
+def test_one_with_an_equilibrium_is_found_beside_those_without():
+    x, labels = torch.tensor([[0.2], [0.22]]).double(), torch.zeros(2, dtype=torch.int64)
+    with pytest.warns(ConvergenceWarning, match="0 of 2 samples are unknown"):
+        result = attack(Threshold(), x, labels, radius=0.06, method=Noise(tries=40))
+    assert result.success.all()
+    assert ((result.inputs > 0.24) & (result.inputs <= 0.25)).all()
+
+
+def test_a_region_with_equilibria_everywhere_is_survived():
+    result = attack(Threshold(), torch.full((1, 1), 0.2).double(), torch.zeros(1, dtype=torch.int64), radius=0.035)
+    assert not (result.success | result.unknown).any()
+
+
+def test_an_input_that_has_no_equilibrium_itself_is_unknown():
+    with pytest.warns(ConvergenceWarning):
+        result = attack(Threshold(), torch.ones(1, 1).double(), radius=0.1, method=FGSM())
+    assert result.unknown.all()
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, "one class for each"),
+        ({"labels": torch.zeros(12)}, ValueError, "int64"),
+        ({"labels": torch.full((12,), 3)}, ValueError, "from 0 to 2"),
+        ({"method": "pgd"}, TypeError, "is not an attack"),
+        ({"method": PGD}, TypeError, "is not an attack"),
+        ({"method": []}, TypeError, "is not an attack"),
+        ({"gradient": "jfb"}, ValueError, "gradient must be"),
+        ({"gradient": 3}, TypeError, "gradient must be"),
+        ({"radius": -1.0}, ValueError, "radius"),
+        ({"norm": 3}, ValueError, "norm"),
+        ({"method": Sparse()}, ValueError, "cardinality"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_named(change, error, says):
+    with pytest.raises(error, match=says):
+        attack(classifier(), points(), **{"radius": 0.1, **change})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PGD(steps=0),
+        lambda: PGD(restarts=0),
+        lambda: PGD(targets=-1),
+        lambda: PGD(step_size=0),
+        lambda: PGD(loss="dlr"),
+        lambda: FGSM(loss="dlr"),
+        lambda: Sparse(ranking="random"),
+        lambda: Sparse(rounds=0),
+        lambda: Noise(tries=0),
+        lambda: SPSA(directions=0),
+    ],
+    ids=["steps", "restarts", "targets", "step_size", "loss", "fgsm", "ranking", "rounds", "tries", "directions"],
+)
+def test_bad_options_are_refused(make):
+    with pytest.raises(ValueError, match="must be"):
+        make()
+
+
+def test_a_model_without_logits_is_refused():
+    with pytest.raises(ValueError, match="at least two classes"):
+        attack(nn.Linear(8, 1).double(), points(), radius=0.1)
+
+
+def test_sensitivities_need_a_spectral_radius_below_one():
+    model = nn.Sequential(MonotoneDEQ(8, 6), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        model[0].B.mul_(30)
+    with pytest.raises(ValueError, match="not below 1"):
+        attack(model, points(), radius=0.1, cardinality=2, method=Sparse(ranking="sensitivity"))

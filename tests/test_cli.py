@@ -112,6 +112,35 @@ def test_a_report_is_reproduced(finished, capsys):
     assert "Reproduced exactly." in capsys.readouterr().out
 
 
+def test_robustness_is_proved_between_two_bounds_and_kept(copy, capsys):
+    command = ["certify", str(copy), "--radius", "0.01", "0.1", "--samples", "5"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "radius 0.01" in said
+    assert "% proved, at most" in said
+    kept = storage.read_json(copy / "robustness.json")["crown, norm inf, 5 samples"]
+    assert kept["0.01"]["certified"] >= kept["0.1"]["certified"]
+    assert all(0 <= point["certified"] <= point["attacked"] <= 1 for point in kept.values())
+    assert (copy / "robustness-inf.png").stat().st_size > 1000
+    assert main(command) == 0
+    again = capsys.readouterr().out
+    assert "radius 0.01" not in again
+    assert again == said[said.index(str(copy)) :]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--radius", "-1"], "radius=-1.0: it must be at least 0"),
+        (["--method", "guess"], "method='guess': the methods are"),
+        (["--samples", "0"], "--samples: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_proved_is_said(flags, message, copy, capsys):
+    assert main(["certify", str(copy), *flags]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_report_that_is_not_reproduced_fails(copy, capsys):
     metrics = json.loads((copy / "metrics.json").read_text())
     metrics["test_accuracy"] -= 1 / 360

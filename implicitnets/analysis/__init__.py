@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from .attack import FGSM, PGD, Attackable, AttackMethod, AttackResult, Sparse, attack
+from .attack import (
+    FGSM,
+    PGD,
+    SPSA,
+    Attackable,
+    AttackMethod,
+    AttackResult,
+    Check,
+    Masking,
+    Noise,
+    Sparse,
+    attack,
+    check_masking,
+)
 from .certify import (
     Answer,
     Bounder,
@@ -37,6 +50,7 @@ from .wellposed import WellPosedness, well_posedness
 __all__ = [
     "FGSM",
     "PGD",
+    "SPSA",
     "Answer",
     "AttackMethod",
     "AttackResult",
@@ -48,6 +62,7 @@ __all__ = [
     "Cardinality",
     "Certificate",
     "Certificates",
+    "Check",
     "ClosedForm",
     "Compressed",
     "Crown",
@@ -56,8 +71,10 @@ __all__ = [
     "Invertibility",
     "LinearProgram",
     "Lipschitz",
+    "Masking",
     "MixedInteger",
     "MonotoneBall",
+    "Noise",
     "Problem",
     "Region",
     "Semidefinite",
@@ -72,6 +89,7 @@ __all__ = [
     "activation_slopes",
     "attack",
     "certify",
+    "check_masking",
     "compress",
     "dominant_eigenvalue",
     "invertibility",

@@ -1,4 +1,4 @@
-"""The command line: ``implicitnets train`` and ``implicitnets evaluate``."""
+"""The command line: ``implicitnets train``, ``evaluate`` and ``certify``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError
 
 from ..experiment import InvalidSetting
 from ..run import TrainingError
+from .certify import certify
 from .console import fail
 from .evaluate import evaluate
 from .flags import UsageError, explain
@@ -20,6 +21,7 @@ __all__ = ["main"]
 app = App(name="implicitnets", help="Train and evaluate implicit models.", version=version("implicitnets"))
 app.command(train)
 app.command(evaluate)
+app.command(certify)
 
 
 def main(words: Sequence[str] | None = None) -> int:

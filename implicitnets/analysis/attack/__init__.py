@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from .adapter import Attackable
+from .blackbox import SPSA, Noise
+from .masking import Check, Masking, check_masking
 from .methods import FGSM, PGD, AttackMethod
 from .result import AttackResult
 from .run import attack
 from .sparse import Sparse
 
-__all__ = ["FGSM", "PGD", "AttackMethod", "AttackResult", "Attackable", "Sparse", "attack"]
+__all__ = [
+    "FGSM",
+    "PGD",
+    "SPSA",
+    "AttackMethod",
+    "AttackResult",
+    "Attackable",
+    "Check",
+    "Masking",
+    "Noise",
+    "Sparse",
+    "attack",
+    "check_masking",
+]

@@ -91,15 +91,15 @@ class PGD(AttackMethod):
             raise ValueError(f"PGD(step_size={self.step_size!r}): step_size must be in (0, 1], e.g. 0.01")
 
     def run(self, search: Search) -> None:  # noqa: D102
-        centre, sizes = search.region.centre, [self._size(step) for step in range(self.steps)]
+        centre, sizes = search.region.centre, [self._size(turn) for turn in range(self.steps)]
         for start in range(self.restarts):
             climb(search, search.draw() if start else centre.clone(), search.region, sizes, self.loss)
         for target in search.ranking[:, : self.targets].unbind(1):
             climb(search, centre.clone(), search.region, sizes, target)
 
-    def _size(self, step: int) -> float:
+    def _size(self, turn: int) -> float:
         """From 1 to ``step_size``, in equal ratios."""
-        return math.pow(self.step_size, step / max(self.steps - 1, 1))
+        return math.pow(self.step_size, turn / max(self.steps - 1, 1))
 
 
 def climb(search: Search, u: Tensor, region: Region, sizes: list[float], loss: str | Tensor) -> None:
@@ -110,20 +110,20 @@ def climb(search: Search, u: Tensor, region: Region, sizes: list[float], loss: s
             return
         part = region.take(rows)
         aim = loss if isinstance(loss, str) else loss[rows]
-        u[rows] = _step(part, u[rows], search.ask(rows, u[rows], aim), size)
+        u[rows] = step(part, u[rows], search.ask(rows, u[rows], aim), size)
     rows = search.open
     if len(rows):
         search.tell(rows, u[rows])
 
 
-def _step(region: Region, u: Tensor, g: Tensor, size: float) -> Tensor:
+def step(region: Region, u: Tensor, g: Tensor, size: float) -> Tensor:
     """A step uphill; one of size 1 from the centre leads to what is best for the gradient."""
     if isinstance(region, Box):
         return region.project(u + size * (region.high - region.low) * g.sign())
     if isinstance(region, Ball) and region.p == 2:
-        radius, step = region.radius[:, None], u - region.centre
-        step = step + 2 * size * radius * g / _length(g)
-        return region.project(region.centre + step * (radius / _length(step)).clamp_max(1))
+        radius = region.radius[:, None]
+        way = u - region.centre + 2 * size * radius * g / _length(g)
+        return region.project(region.centre + way * (radius / _length(way)).clamp_max(1))
     return region.project(u.lerp(region.maximizer(g), size))
 
 

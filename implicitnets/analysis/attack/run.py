@@ -75,9 +75,9 @@ def attack(  # noqa: PLR0913  (what may change, how to look for it, and how to c
         ConvergenceWarning: If an equilibrium was not found for some inputs.
     """
     methods = _methods(method, cardinality)
-    where = region(x.detach().to(dtype), radius, norm, cardinality=cardinality, domain=domain)
-    victim = Victim(model, tuple(x.shape[1:]), dtype, gradient)
     with torch.inference_mode(False):
+        where = region(x.detach().clone().to(dtype), radius, norm, cardinality=cardinality, domain=domain)
+        victim = Victim(model, tuple(x.shape[1:]), dtype, gradient)
         labels = _labels(victim, where, labels, batch)
         first = int(torch.randint(2**62, (1,), generator=generator or torch.Generator().manual_seed(0)))
         parts = []
@@ -121,10 +121,12 @@ def _labels(victim: Victim, where: Region, labels: Tensor | None, batch: int) ->
     """
     if labels is None:
         return torch.cat([victim.logits(u)[0].argmax(1) for u in where.centre.split(batch)])
-    if labels.dtype != torch.int64 or labels.shape != where.centre.shape[:1]:
+    classes = victim.logits(where.centre[:1])[0].shape[1]
+    fit = labels.dtype == torch.int64 and labels.shape == where.centre.shape[:1]
+    if not fit or not bool(((labels >= 0) & (labels < classes)).all()):
         raise ValueError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}: they must be int64, one class for each of "
-            f"{len(where.centre)} samples"
+            f"{len(where.centre)} samples, from 0 to {classes - 1}"
         )
     return labels.to(where.centre.device)
 

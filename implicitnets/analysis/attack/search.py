@@ -57,6 +57,18 @@ class Search:
         pairs = zip(rows.split(1), self._generators, strict=True)
         return torch.cat([self.region.take(row).sample(generator) for row, generator in pairs])
 
+    def noise(self) -> Tensor:
+        """Normal numbers, (batch, inputs), likewise."""
+        draws = [torch.randn(self.best.shape[1], generator=each, dtype=self.best.dtype) for each in self._generators]
+        return torch.stack(draws).to(self.best.device)
+
+    def peek(self, rows: Tensor, u: Tensor) -> Tensor:
+        """The margins at any inputs, nan where an equilibrium was not found; a sample may be among the rows often."""
+        logits, found = self.victim.logits(u)
+        self.evaluations.index_add_(0, rows, torch.ones_like(rows))
+        self.unconverged.index_add_(0, rows, (~found).long())
+        return torch.where(found, margins(logits, self.labels[rows]), torch.nan)
+
     def tell(self, rows: Tensor, u: Tensor) -> None:
         """Try inputs u for the samples of these indices."""
         u = self._written(rows, u)

@@ -6,7 +6,6 @@ import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,8 +72,7 @@ def _tolerance(dtype: torch.dtype) -> dict[str, Any]:
 def _exact_solver(own: Solver, dtype: torch.dtype) -> Solver:
     tight = _tolerance(dtype)
     first = own.solvers if isinstance(own, Fallback) else (own,)
-    last = replace(first[-1], max_steps=max(2000, first[-1].max_steps))
-    return Fallback(*first, Anderson(max_steps=200), Newton(max_steps=50, linear=GMRES(rtol=1e-3)), last, **tight)
+    return Fallback(*first, Anderson(max_steps=200), Newton(max_steps=50), **tight)
 
 
 def _exact_backward(dtype: torch.dtype) -> Backward:

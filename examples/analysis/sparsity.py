@@ -5,7 +5,7 @@
 The model x = relu(Ax + Bu + b), y = Cx + Du + c has 100 states and ‖A‖∞ ≤ 0.95. Each method is applied to the trained
 model at once; then some step by step, with further training after each step: entries that are zero stay zero, states
 and inputs that are gone stay gone. "proximal" is ``ProxAdam`` with a penalty on all matrices, after which what is zero
-stays zero for an epoch of further training. The bound is that of the change of the outputs on boxes of radius 0.01
+stays zero for two epochs of further training. The bound is that of the change of the outputs on boxes of radius 0.01
 around 20 held-out images, the median of these. What was done is kept in ``results.json`` and is not done again.
 """
 

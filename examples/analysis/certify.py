@@ -1,6 +1,6 @@
 """How much of the accuracy of trained models can be proved: certified from below, attacked from above.
 
-    python examples/analysis/certify.py [--quick] [--data mnist] [--out runs/certify] [--models NAME ...] [--images 1000]
+    python examples/analysis/certify.py [--quick] [--data mnist] [--out runs/certify] [--models NAME ...] [--images N]
 
 Models are trained as usual, and for certified accuracy (``training.Certified``). A row of a table is a model and a
 radius around the test images, of pixels between 0 and 1: the share of images that it classifies rightly; the share that

@@ -36,7 +36,8 @@ class Certificate:
         margin: No goal is below for any input of the region: proved. −∞ if nothing is.
         worst: The smallest value of a goal that was found at an input of the region, so that the true minimum is in
             [margin, worst]; ∞ where none was tried.
-        adversarial: The input where worst was found, of the shape of the sample, if the verdict is falsified.
+        adversarial: The input where worst was found, of the shape and dtype of the sample, if the verdict is falsified.
+            It is in the region up to the rounding of that dtype.
         label: The class that the margin is of, if the goals are class margins.
         states: Bounds of the states x over the region, (states,).
         outputs: Bounds of the outputs over the region, (outputs,), by interval arithmetic on those of the states.

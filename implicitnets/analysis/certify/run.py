@@ -87,6 +87,8 @@ def certify(  # noqa: PLR0913  (what is asked, how to answer, and how to compute
     fit, where = _region(x, radius, norm, cardinality, domain)
     if labels is not None and goals is not None:
         raise ValueError("labels and goals are both given: goals are for what is no class margin")
+    if labels is not None and labels.shape != x.shape[:1]:
+        raise ValueError(f"labels must be {len(x)} classes, one for each sample, not of shape {tuple(labels.shape)}")
     limit = budget if budget is not None else 1.0 if method == "auto" else math.inf
     items: list[Certificate] = []
     for rows in torch.arange(len(x)).split(batch):
@@ -206,12 +208,8 @@ def _labels(form: AffineForm, u: Tensor, x0: Tensor, labels: Tensor | None) -> T
         raise ValueError(f"the model has {form.outputs} outputs, so no classes: say by goals= what is to be positive")
     if labels is None:
         return form.readout(x0, u).argmax(1)
-    if (
-        labels.shape != u.shape[:1]
-        or labels.is_floating_point()
-        or not bool(((labels >= 0) & (labels < form.outputs)).all())
-    ):
-        raise ValueError(f"labels must be {len(u)} classes from 0 to {form.outputs - 1}, int64, one for each sample")
+    if labels.is_floating_point() or not bool(((labels >= 0) & (labels < form.outputs)).all()):
+        raise ValueError(f"labels must be classes from 0 to {form.outputs - 1}, int64")
     return labels
 
 

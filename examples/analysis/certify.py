@@ -207,7 +207,8 @@ def main():
                     storage.write_json(path, {"models": results})
     show(results)
     for title, region in {"inf": "ℓ∞", "inf in domain": "ℓ∞ in [0, 1]", "2": "ℓ2"}.items():
-        save(draw(curves(results, region), region), arguments.out / f"{dataset.name} {title}.png")
+        if found := curves(results, region):
+            save(draw(found, region), arguments.out / f"{dataset.name} {title}.png")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ class Certificate:
     outputs: Bounds
     seconds: float
 
+    def __repr__(self) -> str:
+        way = "" if self.method is None else f" by {self.method}"
+        least = f"margin in [{self.margin:.4g}, {self.worst:.4g}]"
+        return f"Certificate({self.verdict.value}{way}, {least}, {self.seconds:.2g} s)"
+
 
 @dataclass(frozen=True)
 class Certificates(Sequence[Certificate]):
@@ -95,6 +100,9 @@ class Certificates(Sequence[Certificate]):
     def margins(self) -> Tensor:
         """The proved lower bounds of the goals, float64 of shape (batch,)."""
         return torch.tensor([item.margin for item in self.items], dtype=torch.float64)
+
+    def __repr__(self) -> str:
+        return f"Certificates({self})"
 
     def __str__(self) -> str:
         counts = [f"{int(self.which(verdict).sum())} {verdict.value}" for verdict in Verdict]

@@ -162,6 +162,26 @@ def test_a_damaged_model_is_refused(copy, capsys):
     assert "model.safetensors is damaged" in fails(capsys, "evaluate", str(copy))
 
 
+# Structure and compression
+
+
+def test_sparsify_says_what_stays_of_a_model_that_is_made_smaller(copy, capsys):
+    assert main(["sparsify", str(copy)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"states, inputs, outputs +│ 8, 64, 10 ", out)
+    assert re.search(r"Salience\(keep=0.5\) +│ +\d+\.\d+% │ +8 │ +\d+\.\d% ", out)
+    found = json.loads((copy / "sparsity.json").read_text())
+    assert found["accuracy"] == json.loads((copy / "metrics.json").read_text())["test_accuracy"]
+    exact, halved = found["curves"]["exact"][0], found["curves"]["magnitude"][0]
+    assert (exact["accuracy"], halved["weights"] < 0.6, halved["bits"] < 0.6) == (found["accuracy"], True, True)
+    assert exact["bound"] < 1e-5 < halved["bound"]
+    assert all((copy / name).stat().st_size > 1000 for name in ("sparsity.png", "structure.png"))
+
+
+def test_sparsify_needs_a_report(tmp_path, capsys):
+    assert re.search(r"RUN: .*metrics\.json does not exist", fails(capsys, "sparsify", str(tmp_path)))
+
+
 # Resuming
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``implicitnets train``, ``evaluate`` and ``certify``."""
+"""The command line: ``implicitnets train``, ``evaluate``, ``certify`` and ``sparsify``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .certify import certify
 from .console import fail
 from .evaluate import evaluate
 from .flags import UsageError, explain
+from .sparsify import sparsify
 from .train import train
 
 __all__ = ["main"]
@@ -22,6 +23,7 @@ app = App(name="implicitnets", help="Train and evaluate implicit models.", versi
 app.command(train)
 app.command(evaluate)
 app.command(certify)
+app.command(sparsify)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -32,14 +32,15 @@ def fail(text: str, *, code: int) -> int:
     return code
 
 
-def table(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Print names beside their values, under a title."""
+def table(title: str, rows: Iterable[Sequence[str]], header: Sequence[str] = ("", "")) -> None:
+    """Print names beside their values, under a title; with what each column is where the header says it."""
     _out.print(title, style="bold", markup=False, soft_wrap=True)
-    grid = Table(show_header=False)
-    grid.add_column(style="dim")
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        grid.add_row(name, value)
+    grid = Table(show_header=any(header))
+    grid.add_column(header[0], style="dim", overflow="fold")
+    for name in header[1:]:
+        grid.add_column(name, overflow="fold", justify="right" if name else "left")
+    for row in rows:
+        grid.add_row(*row)
     _out.print(grid)
 
 

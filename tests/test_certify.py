@@ -15,8 +15,11 @@ from implicitnets.analysis.certify import (
     ClosedForm,
     Crown,
     Interval,
+    LinearProgram,
+    MixedInteger,
     MonotoneBall,
     Verdict,
+    Zonotope,
     certify,
     reachable,
 )
@@ -103,6 +106,17 @@ def test_a_hundred_thousand_equilibria_stay_within_the_bounds(name):
         problem = problem_of(name, kind)
         points = equilibria(form, problem.region, 5000)  # of three samples each, in seven regions: 105,000
         for bounder in BOUNDERS.values():
+            assert escapes(bounder, problem, form, points) <= TOLERANCE, (kind, bounder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_programmes_that_are_stopped_early_bound_every_equilibrium(name):
+    form = form_of(name)
+    for kind in REGIONS:
+        problem = problem_of(name, kind)
+        points = equilibria(form, problem.region, 500)
+        for bounder in (Zonotope(), LinearProgram(), MixedInteger(time_limit=0.01)):
             assert escapes(bounder, problem, form, points) <= TOLERANCE, (kind, bounder)
 
 

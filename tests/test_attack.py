@@ -259,11 +259,13 @@ def test_any_classifier_can_be_attacked(name, dtype):
 
 def test_what_a_sample_gets_does_not_depend_on_the_others():
     model, x = classifier(), points()
-    how = {"radius": 0.1, "norm": 2, "method": PGD(steps=5, restarts=3)}
+    how = {"radius": 0.1, "norm": 2, "method": [Noise(tries=5), PGD(steps=5, restarts=3)]}
     together, alone = attack(model, x, **how), attack(model, x[:1], **how)
     in_parts = attack(model, x, batch=5, **how)
     torch.testing.assert_close(together.inputs[:1], alone.inputs)
     torch.testing.assert_close(together.inputs, in_parts.inputs)
+    with_another = attack(model, x[[0, 5]], **how | {"method": Noise(tries=5)})
+    torch.testing.assert_close(attack(model, x[:1], **how | {"method": Noise(tries=5)}).inputs, with_another.inputs[:1])
 
 
 def test_the_generator_decides():

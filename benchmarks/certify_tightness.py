@@ -1,6 +1,6 @@
 """How tight the bounds of certified robustness are, and what they cost.
 
-    python benchmarks/certify_tightness.py --single-thread   # a table; the figures go to results/certify_tightness.json
+    OMP_NUM_THREADS=1 python benchmarks/certify_tightness.py --single-thread  # saves results/certify_tightness.json
 
 Random relu models with n states, p inputs and ‖A‖∞ as given, over boxes of half-width σ: the upper bound of a random
 output less its value at the centre, divided by that of the exact maximum; medians of eight, milliseconds in brackets.

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import AutoLocator, MaxNLocator, PercentFormatter
+from torch import Tensor
 
 from .analysis import Sensitivity
 from .experiment import Epoch
 from .solution import Solution
 
-__all__ = ["learning", "residuals", "save", "sensitivity_images", "steps"]
+__all__ = [
+    "compression",
+    "learning",
+    "residuals",
+    "robustness",
+    "save",
+    "sensitivity_images",
+    "steps",
+    "structure",
+]
 
 BLUE, ORANGE, GREEN, GRAY = "#0072b2", "#d55e00", "#009e73", "#5f6b76"  # told apart by color-blind eyes too
 
@@ -75,6 +88,52 @@ def residuals(solutions: Mapping[str, Solution]) -> Figure:
     return figure
 
 
+def structure(before: Tensor, after: Tensor, states: int) -> Figure:
+    """The matrix |A B; C D|, and the same with the states in the order in which they depend on each other.
+
+    Args:
+        before: (rows + outputs, states + inputs).
+        after: Likewise.
+        states: How many columns are those of states, and how many rows at least.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    largest = max(float(before.max()), torch.finfo(before.dtype).tiny)
+    norm = LogNorm(vmin=1e-4 * largest, vmax=largest)
+    for axes, matrix, title in zip(
+        figure.subplots(1, 2), (before, after), ("|A B; C D|", "States reordered, last ones first"), strict=True
+    ):
+        shown = matrix.clamp_min(1e-4 * largest).numpy()
+        image = axes.imshow(shown, norm=norm, cmap="Greys", aspect="auto")
+        image.set_interpolation("nearest")
+        axes.axvline(states - 0.5, color=ORANGE, linewidth=1)
+        axes.axhline(states - 0.5, color=ORANGE, linewidth=1)
+        axes.set_title(title, loc="left", fontweight="bold")
+        axes.set_xlabel("states | inputs")
+        axes.set_ylabel("outputs | states")
+    figure.colorbar(image, ax=figure.axes, label="size of the entry, log scale")
+    return figure
+
+
+def compression(curves: Mapping[str, Sequence[Mapping[str, Any]]], whole: float) -> Figure:
+    """Held-out accuracy against the share of the weights and of the bits that are kept.
+
+    Args:
+        curves: By name, points with "weights", "bits" and "accuracy", all shares.
+        whole: The accuracy of the whole model.
+    """
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, kept in zip(figure.subplots(1, 2, sharey=True), ("weights", "bits"), strict=True):
+        _dress(axes, f"Accuracy by {kept} kept", f"share of the {kept}", "samples classified rightly")
+        for name, points in curves.items():
+            axes.plot([p[kept] for p in points], [p["accuracy"] for p in points], "o-", ms=4, label=name)
+        axes.axhline(whole, color=GRAY, linewidth=0.8)
+        axes.xaxis.set_major_locator(AutoLocator())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure.axes[1].legend(frameon=False, loc="lower right", fontsize=8)
+    return figure
+
+
 def sensitivity_images(found: Sensitivity, shape: tuple[int, int]) -> Figure:
     """One image for each output, and one of the largest: how far it can move for one unit of each pixel.
 
@@ -98,6 +157,21 @@ def sensitivity_images(found: Sensitivity, shape: tuple[int, int]) -> Figure:
     for axes in panels:
         axes.set_axis_off()
     figure.colorbar(shown, ax=list(panels), label="bound of |∂ output / ∂ pixel|", shrink=0.8)
+    return figure
+
+
+def robustness(radii: Sequence[float], attacked: Sequence[float], certified: Sequence[float]) -> Figure:
+    """Shares of the samples that are classified rightly, by radius: what an attack leaves, and what is proved."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    _dress(axes, "The truth is between the two", "radius", "samples classified rightly")
+    axes.plot(radii, attacked, "o-", ms=4, color=ORANGE, label="after an attack, at most")
+    axes.plot(radii, certified, "o-", ms=4, color=BLUE, label="proved, at least")
+    axes.fill_between(radii, certified, attacked, color=GRAY, alpha=0.15, linewidth=0)
+    axes.xaxis.set_major_locator(AutoLocator())
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylim(0, 1.005)
+    axes.legend(frameon=False, loc="lower left")
     return figure
 
 

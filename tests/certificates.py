@@ -54,10 +54,19 @@ def contraction(kappa: float, activation: str) -> ImplicitModel:
 IMAGES = {"convolutional": (1, 2, 2)}
 """Models on images of four pixels; the others are for four numbers."""
 
+
+def sums() -> ImplicitModel:
+    """Two states that are the sum of all inputs, a thousand times."""
+    A, one = torch.tensor([[0.0, 0.999], [0.999, 0.0]]), torch.ones(2, 4)
+    C = torch.tensor([[1.0, 1.0], [1.0, -1.0], [0.0, 1.0]])
+    return ImplicitModel.from_matrices(A, one, C, torch.zeros(3, 4))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: ImplicitModel(4, 6, 3),
     "contraction of 0.999": lambda: contraction(0.999, "relu"),
     "contraction of 0.999, tanh": lambda: contraction(0.999, "tanh"),
+    "sums": sums,
     "rescaled": lambda: rescale(contraction(0.8, "softplus")),
     "every activation": lambda: ImplicitModel(
         4,

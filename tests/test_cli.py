@@ -112,6 +112,35 @@ def test_a_report_is_reproduced(finished, capsys):
     assert "Reproduced exactly." in capsys.readouterr().out
 
 
+def test_robustness_is_proved_between_two_bounds_and_kept(copy, capsys):
+    command = ["certify", str(copy), "--radius", "0.01", "0.1", "--samples", "5"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "radius 0.01" in said
+    assert "% proved, at most" in said
+    kept = storage.read_json(copy / "robustness.json")["crown, norm inf, 5 samples"]
+    assert kept["0.01"]["certified"] >= kept["0.1"]["certified"]
+    assert all(0 <= point["certified"] <= point["attacked"] <= 1 for point in kept.values())
+    assert (copy / "robustness-inf.png").stat().st_size > 1000
+    assert main(command) == 0
+    again = capsys.readouterr().out
+    assert "radius 0.01" not in again
+    assert again == said[said.index(str(copy)) :]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--radius", "-1"], "radius=-1.0: it must be at least 0"),
+        (["--method", "guess"], "method='guess': the methods are"),
+        (["--samples", "0"], "--samples: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_proved_is_said(flags, message, copy, capsys):
+    assert main(["certify", str(copy), *flags]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_report_that_is_not_reproduced_fails(copy, capsys):
     metrics = json.loads((copy / "metrics.json").read_text())
     metrics["test_accuracy"] -= 1 / 360
@@ -131,6 +160,26 @@ def test_a_folder_without_a_report_is_refused(copy, tmp_path, capsys):
 def test_a_damaged_model_is_refused(copy, capsys):
     (copy / "model" / "model.safetensors").write_bytes(b"nothing")
     assert "model.safetensors is damaged" in fails(capsys, "evaluate", str(copy))
+
+
+# Structure and compression
+
+
+def test_sparsify_says_what_stays_of_a_model_that_is_made_smaller(copy, capsys):
+    assert main(["sparsify", str(copy)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"states, inputs, outputs +│ 8, 64, 10 ", out)
+    assert re.search(r"Salience\(keep=0.5\) +│ +\d+\.\d+% │ +8 │ +\d+\.\d% ", out)
+    found = json.loads((copy / "sparsity.json").read_text())
+    assert found["accuracy"] == json.loads((copy / "metrics.json").read_text())["test_accuracy"]
+    exact, halved = found["curves"]["exact"][0], found["curves"]["magnitude"][0]
+    assert (exact["accuracy"], halved["weights"] < 0.6, halved["bits"] < 0.6) == (found["accuracy"], True, True)
+    assert exact["bound"] < 1e-5 < halved["bound"]
+    assert all((copy / name).stat().st_size > 1000 for name in ("sparsity.png", "structure.png"))
+
+
+def test_sparsify_needs_a_report(tmp_path, capsys):
+    assert re.search(r"RUN: .*metrics\.json does not exist", fails(capsys, "sparsify", str(tmp_path)))
 
 
 # Resuming

@@ -7,7 +7,9 @@ import pytest
 import torch
 from bounded import REGIONS, points, problem
 from certificates import MODELS, equilibria, escapes, form_of, problem_of
+from torch import nn
 
+from implicitnets.analysis import region
 from implicitnets.analysis.certify import (
     Bounds,
     Crown,
@@ -17,9 +19,10 @@ from implicitnets.analysis.certify import (
     Semidefinite,
     Zonotope,
     certify,
+    prepare,
     sdp,
 )
-from implicitnets.models import MonotoneDEQ
+from implicitnets.models import MonotoneDEQ, affine
 
 F64 = torch.float64
 WAYS = {"zonotope": Zonotope(), "semidefinite": Semidefinite()}
@@ -119,3 +122,23 @@ def test_certificates_by_name(method):
     found, exact = (certify(model, x, radius=0.1, method=name) for name in (method, "milp"))
     assert (found.robust <= exact.robust).all()
     assert np.all(found.margins.numpy() <= [item.worst + 1e-9 for item in found])
+
+
+def test_feed_forward_networks_are_bounded_by_back_substitution():
+    """Layer by layer with one slope for each unit, as verifiers of explicit networks do it."""
+    torch.manual_seed(0)
+    first, second, last = (nn.Linear(*sizes).double() for sizes in ((3, 5), (5, 4), (4, 2)))
+    with torch.no_grad():
+        form = affine(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last), (3,)).map(torch.Tensor.detach)
+        asked = prepare(form, region(torch.zeros(1, 3, dtype=F64), 0.8), form.solve(torch.zeros(1, 3, dtype=F64)).value)
+        low, high = (end[0] for end in asked.z)
+        v, value = last.weight, last.bias
+        for layer, rows in ((second, slice(0, 4)), (first, slice(4, 9))):
+            below, above = low[rows], high[rows]
+            slope = torch.where(above <= 0, 0, torch.where(below >= 0, 1, above / (above - below)))
+            noise = torch.where((below < 0) & (above > 0), -slope * below / 2, 0)
+            value = value + v @ noise + v.abs() @ noise + (v * slope) @ layer.bias
+            v = (v * slope) @ layer.weight
+        value = value + 0.8 * v.abs().sum(1)
+        plain = asked.maximum(form.C, form.D)[0] + form.c
+        torch.testing.assert_close(outputs(asked, Zonotope())[0] + form.c, torch.minimum(value, plain))

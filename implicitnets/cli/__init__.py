@@ -1,4 +1,4 @@
-"""The command line: ``implicitnets train`` and ``implicitnets evaluate``."""
+"""The command line: ``implicitnets train``, ``evaluate``, ``certify`` and ``sparsify``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from cyclopts import App, CycloptsError
 
 from ..experiment import InvalidSetting
 from ..run import TrainingError
+from .certify import certify
 from .console import fail
 from .evaluate import evaluate
 from .flags import UsageError, explain
+from .sparsify import sparsify
 from .train import train
 
 __all__ = ["main"]
@@ -20,6 +22,8 @@ __all__ = ["main"]
 app = App(name="implicitnets", help="Train and evaluate implicit models.", version=version("implicitnets"))
 app.command(train)
 app.command(evaluate)
+app.command(certify)
+app.command(sparsify)
 
 
 def main(words: Sequence[str] | None = None) -> int:

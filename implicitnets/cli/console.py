@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,7 +13,9 @@ from rich.table import Table
 from ..experiment import Epoch, Means
 from ..run import Watch
 
-__all__ = ["fail", "progress", "say", "table"]
+__all__ = ["fail", "progress", "say", "steps", "table"]
+
+T = TypeVar("T")
 
 _out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
 
@@ -29,14 +32,15 @@ def fail(text: str, *, code: int) -> int:
     return code
 
 
-def table(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Print names beside their values, under a title."""
+def table(title: str, rows: Iterable[Sequence[str]], header: Sequence[str] = ("", "")) -> None:
+    """Print names beside their values, under a title; with what each column is where the header says it."""
     _out.print(title, style="bold", markup=False, soft_wrap=True)
-    grid = Table(show_header=False)
-    grid.add_column(style="dim")
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        grid.add_row(name, value)
+    grid = Table(show_header=any(header))
+    grid.add_column(header[0], style="dim", overflow="fold")
+    for name in header[1:]:
+        grid.add_column(name, overflow="fold", justify="right" if name else "left")
+    for row in rows:
+        grid.add_row(*row)
     _out.print(grid)
 
 
@@ -54,6 +58,25 @@ def progress(epochs: int) -> Iterator[Watch]:
     with Progress(*columns, console=_out, expand=True) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda means, done: bar.update(task, completed=done, description=_line(means, epochs))
+
+
+def steps(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items in turn, with a live bar that tells which it is at; where there is no terminal, a line for each.
+
+    Yields:
+        Each item.
+    """
+    if not _out.is_terminal:
+        for item in items:
+            say(f"{what} {item}")
+            yield item
+        return
+    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), TimeRemainingColumn()
+    with Progress(*columns, console=_out, expand=True) as bar:
+        task = bar.add_task("", total=len(items))
+        for done, item in enumerate(items):
+            bar.update(task, completed=done, description=f"{what} {item}")
+            yield item
 
 
 def _line(means: Means, epochs: int) -> str:

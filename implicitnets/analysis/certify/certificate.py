@@ -36,7 +36,8 @@ class Certificate:
         margin: No goal is below for any input of the region: proved. −∞ if nothing is.
         worst: The smallest value of a goal that was found at an input of the region, so that the true minimum is in
             [margin, worst]; ∞ where none was tried.
-        adversarial: The input where worst was found, of the shape of the sample, if the verdict is falsified.
+        adversarial: The input where worst was found, of the shape and dtype of the sample, if the verdict is falsified.
+            It is in the region up to the rounding of that dtype.
         label: The class that the margin is of, if the goals are class margins.
         states: Bounds of the states x over the region, (states,).
         outputs: Bounds of the outputs over the region, (outputs,), by interval arithmetic on those of the states.
@@ -52,6 +53,11 @@ class Certificate:
     states: Bounds
     outputs: Bounds
     seconds: float
+
+    def __repr__(self) -> str:
+        way = "" if self.method is None else f" by {self.method}"
+        least = f"margin in [{self.margin:.4g}, {self.worst:.4g}]"
+        return f"Certificate({self.verdict.value}{way}, {least}, {self.seconds:.2g} s)"
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,9 @@ class Certificates(Sequence[Certificate]):
     def margins(self) -> Tensor:
         """The proved lower bounds of the goals, float64 of shape (batch,)."""
         return torch.tensor([item.margin for item in self.items], dtype=torch.float64)
+
+    def __repr__(self) -> str:
+        return f"Certificates({self})"
 
     def __str__(self) -> str:
         counts = [f"{int(self.which(verdict).sum())} {verdict.value}" for verdict in Verdict]

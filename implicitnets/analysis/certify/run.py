@@ -38,7 +38,7 @@ def certify(  # noqa: PLR0913  (what is asked, how to answer, and how to compute
     domain: tuple[float, float] | None = None,
     goals: Tensor | None = None,
     method: str | Bounder = "auto",
-    budget: float = math.inf,
+    budget: float | None = None,
     batch: int = 100,
     progress: Progress = lambda done, total: None,
 ) -> Certificates:
@@ -70,7 +70,8 @@ def certify(  # noqa: PLR0913  (what is asked, how to answer, and how to compute
         method: A name in ``METHODS``: "auto" climbs from cheap to exact until a sample is decided; "closed_form",
             "monotone_ball", "interval", "zonotope" and "crown" are cheap, "lp", "sdp" and "milp" solve programmes for
             each sample. Or a bounder such as ``Crown(rounds=6)`` or ``MixedInteger(time_limit=60)``.
-        budget: Seconds for each sample on average: once a batch has used up its own, nothing further is begun.
+        budget: Seconds for each sample on average: once a batch has used up its own, nothing further is begun. None is
+            1 for "auto", and no limit for the others.
         batch: So many samples at a time.
         progress: Called with how many samples are done, and how many there are.
 
@@ -86,6 +87,9 @@ def certify(  # noqa: PLR0913  (what is asked, how to answer, and how to compute
     fit, where = _region(x, radius, norm, cardinality, domain)
     if labels is not None and goals is not None:
         raise ValueError("labels and goals are both given: goals are for what is no class margin")
+    if labels is not None and labels.shape != x.shape[:1]:
+        raise ValueError(f"labels must be {len(x)} classes, one for each sample, not of shape {tuple(labels.shape)}")
+    limit = budget if budget is not None else 1.0 if method == "auto" else math.inf
     items: list[Certificate] = []
     for rows in torch.arange(len(x)).split(batch):
         part = where.take(rows)
@@ -93,7 +97,7 @@ def certify(  # noqa: PLR0913  (what is asked, how to answer, and how to compute
         named = _labels(form, part.centre, x0, None if labels is None else labels[rows])
         wanted = _margins(named, form) if goals is None else _goals(goals, form, rows)
         climb = Climb(form, part, wanted, x0, x.dtype)
-        climb.run(bounders, budget)
+        climb.run(bounders, limit)
         found = climb.certificates([None] * len(rows) if goals is not None else named.tolist(), x.shape[1:])
         items += [item if fit[i] else _nothing(item) for i, item in zip(rows.tolist(), found, strict=True)]
         progress(len(items), len(x))
@@ -204,12 +208,8 @@ def _labels(form: AffineForm, u: Tensor, x0: Tensor, labels: Tensor | None) -> T
         raise ValueError(f"the model has {form.outputs} outputs, so no classes: say by goals= what is to be positive")
     if labels is None:
         return form.readout(x0, u).argmax(1)
-    if (
-        labels.shape != u.shape[:1]
-        or labels.is_floating_point()
-        or not bool(((labels >= 0) & (labels < form.outputs)).all())
-    ):
-        raise ValueError(f"labels must be {len(u)} classes from 0 to {form.outputs - 1}, int64, one for each sample")
+    if labels.is_floating_point() or not bool(((labels >= 0) & (labels < form.outputs)).all()):
+        raise ValueError(f"labels must be classes from 0 to {form.outputs - 1}, int64")
     return labels
 
 

@@ -19,7 +19,7 @@ from .reduction import Reduced
 
 __all__ = ["build", "double_form", "in_double", "storage"]
 
-SPARSE = 0.25
+SPARSE = 0.5
 """Matrices of which no larger share is nonzero are stored as their nonzeros."""
 
 

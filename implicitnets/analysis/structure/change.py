@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from ...activations import Blocks
+from ...activations import Blocks, plain
 from ...models import AffineForm
 from ..certify.problem import Bounds, Problem, product
 from ..gains import gains, spread, to_states
 from ..regions import Region
 from ..slopes import EVEN, RISING, activation_slopes
 from .editing import bounds
-from .extent import Extent
+from .extent import Extent, bounder
 
 __all__ = ["output_change"]
 
@@ -29,8 +31,9 @@ def output_change(before: AffineForm, after: AffineForm, states: Tensor, rows: T
     alone, columns of A′ standing at K. So r is bounded over all its equilibria; |Δ| ≤ (I − |A′|)⁻¹ |r| if φ is
     component-wise with slopes in [0, 1], or ‖Δ‖₂ ≤ ‖r‖₂ / m where the symmetric part of I − A′ is at least m; interval
     iterations with the slopes that can occur follow, and y − y′ = (C − C′) x + (D − D′) u + c − c′ + C′Δ. States that
-    are multiples of others, or linear all over the region, are replaced by these or by their equations first. Rounding
-    is accounted for.
+    are multiples of others, or linear all over the region, are replaced by these or by their equations first. The other
+    bound is that of y − y′ as an output of both models side by side; the result is the better one for each output.
+    Rounding is accounted for.
 
     Args:
         before: The first form, float64.
@@ -56,7 +59,30 @@ def output_change(before: AffineForm, after: AffineForm, states: Tensor, rows: T
     through = _image(after.C, moved)
     change = Bounds(rest.low + through.low, rest.high + through.high)
     slack = 4 * EPS * (rest.size + through.size)
-    return Bounds(change.low - slack, change.high + slack)
+    return _together(old, new).meet(Bounds(change.low - slack, change.high + slack))
+
+
+def _together(old: Problem, new: Problem) -> Bounds:
+    """Bounds of y − y′ as an output of both models side by side."""
+    first, second = old.form, new.form
+    form = replace(
+        first,
+        A=torch.block_diag(first.A, second.A),
+        B=torch.cat([first.B, second.B]),
+        C=torch.cat([first.C, -second.C], 1),
+        D=first.D - second.D,
+        b=torch.cat([first.b, second.b]),
+        c=first.c - second.c,
+        activation=Blocks((plain(first.activation), first.rows), (plain(second.activation), second.rows)),
+        weights=None,
+    )
+    z, x = (
+        Bounds(*(torch.cat(pair, 1) for pair in zip(a, b, strict=True))) for a, b in ((old.z, new.z), (old.x, new.x))
+    )
+    both = Problem(form=form, region=old.region, x0=torch.cat([old.x0, new.x0], 1), z=z, x=x)
+    slack = 4 * EPS * form.c.abs()
+    high, low = (bounder(form).maximum(both, sign * form.C, sign * form.D) for sign in (1, -1))
+    return Bounds(form.c - low - slack - 2 * EPS * low.abs(), form.c + high + slack + 2 * EPS * high.abs())
 
 
 def _image(weight: Tensor, of: Bounds) -> Bounds:

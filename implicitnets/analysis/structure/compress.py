@@ -27,7 +27,7 @@ class Compressed:
     """A smaller model, and what is known of it.
 
     Attributes:
-        model: The model. Matrices of which at most a quarter is nonzero are sparse, and keep their pattern in training.
+        model: The model. Matrices of which at most half is nonzero are sparse, and keep their pattern in training.
         methods: How it came about.
         states: Which states of the first model it has, in its order.
         sizes: States before and after.

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...activations import Blocks, as_activation, plain
 from ...models import AffineForm, NotAffine
 from ...solution import ConvergenceWarning
+from ..certify.crown import Crown
 from ..certify.problem import Bounds, Problem, product
 from ..certify.start import ball, box, interval
 from ..regions import Box, Region
@@ -43,7 +44,8 @@ def bounds(form: AffineForm, region: Region | None) -> Problem | None:
         problem = Problem.of(form, region, start)
     except NotAffine:
         return None
-    return interval(ball(box(problem)))
+    problem = interval(ball(box(problem)))
+    return Crown().tighten(problem) if form.activation.componentwise else problem
 
 
 def _anywhere(form: AffineForm) -> Problem | None:

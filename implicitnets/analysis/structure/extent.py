@@ -7,16 +7,25 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...models import AffineForm
+from ..certify.base import Bounder
+from ..certify.crown import Crown
 from ..certify.problem import Bounds, Problem, product
+from ..certify.simple import Interval
 from ..gains import constants
 from .duplicates import duplicates
 from .editing import linear, rows_of
 
-__all__ = ["Extent"]
+__all__ = ["Extent", "bounder"]
 
 EPS = torch.finfo(torch.float64).eps
 LOOSE = 1e-3
 """Rows that are this near to each other are tried as multiples; how near the states are is bounded."""
+
+
+def bounder(form: AffineForm) -> Bounder:
+    """How functionals of a form are bounded."""
+    return Crown() if form.activation.componentwise else Interval()
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,9 @@ class Extent:
         return found if folded is tied else found.meet(self._bounds(folded))
 
     def _bounds(self, of: Functional) -> Bounds:
-        maximum, slack = self.problem.maximum, of.slack * (1 + 1e-9) + 4 * EPS * of.constant.abs()
-        high, low = maximum(of.x, of.u) + of.constant, of.constant - maximum(-of.x, -of.u)
+        by, slack = bounder(self.problem.form), of.slack * (1 + 1e-9) + 4 * EPS * of.constant.abs()
+        high = of.constant + by.maximum(self.problem, of.x, of.u)
+        low = of.constant - by.maximum(self.problem, -of.x, -of.u)
         return Bounds(low - slack - 2 * EPS * low.abs(), high + slack + 2 * EPS * high.abs())
 
     def _tied(self, of: Functional) -> Functional:

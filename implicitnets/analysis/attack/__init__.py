@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .adapter import Attackable
 from .blackbox import SPSA, Noise
+from .lp import LinearProgramAttack
 from .masking import Check, Masking, check_masking
 from .methods import FGSM, PGD, AttackMethod
 from .result import AttackResult
@@ -18,6 +19,7 @@ __all__ = [
     "AttackResult",
     "Attackable",
     "Check",
+    "LinearProgramAttack",
     "Masking",
     "Noise",
     "Sparse",

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from ...models import affine
-from ..certify import Crown, LinearProgram, prepare
+from ..certificates.crown import Crown
+from ..certificates.lp import LinearProgram
+from ..certificates.prepare import prepare
 from .methods import AttackMethod
 from .search import Search
 from .victim import quiet

@@ -81,9 +81,9 @@ class Anderson(Iterative[_History]):
         memory: Differences kept, at least 1. The state is stored 2 · memory times.
         damping: Share of the residual that is not added, in [0, 1).
         ridge: Ridge of the normalized Gram matrix, in units of machine precision.
-        lazy: As long as a sample's residual falls to this share a step or less, of two steps together, and the second
-            one leaves none that is like the first (looked at for states of 1024 entries or more), or three more like the
-            last one would reach the tolerance, its steps stay plain, which is cheaper; in [0, 1). 0 mixes from the
+        lazy: Steps stay plain, which is cheaper, as long as two of them together reduce a sample's residual to the
+            square of this share, and the second one leaves none that is like the first (looked at for states of 1024
+            entries or more), or three more like the last one would reach the tolerance; in [0, 1). 0 mixes from the
             second step on.
 
     Raises:

@@ -25,7 +25,8 @@ from implicitnets.analysis import (
     Zonotope,
     region,
 )
-from implicitnets.analysis.certify import Problem, prepare
+from implicitnets.analysis.certificates.prepare import prepare
+from implicitnets.analysis.certificates.problem import Problem
 from implicitnets.models import AffineForm
 
 OUT = Path(__file__).with_name("results") / "certify_tightness.json"

@@ -8,8 +8,8 @@ from problems import normal
 from scipy.optimize import linprog
 
 from implicitnets.activations import as_activation
-from implicitnets.analysis.certify.problem import Problem
-from implicitnets.analysis.certify.start import box, interval
+from implicitnets.analysis.certificates.problem import Problem
+from implicitnets.analysis.certificates.start import box, interval
 from implicitnets.analysis.regions import region
 from implicitnets.models import AffineForm
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from implicitnets.activations import ACTIVATIONS, Blocks, GroupSort, MaxPool
 from implicitnets.analysis import Region, region
-from implicitnets.analysis.certify import Bounder, Problem, prepare
+from implicitnets.analysis.certificates.base import Bounder
+from implicitnets.analysis.certificates.prepare import prepare
+from implicitnets.analysis.certificates.problem import Problem
 from implicitnets.constraints import BlockNorm
 from implicitnets.models import (
     AffineForm,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from implicitnets import ConvergenceWarning, Unroll
-from implicitnets.analysis import FGSM, PGD, SPSA, Noise, Sparse, attack
+from implicitnets.analysis import FGSM, PGD, SPSA, LinearProgramAttack, Noise, Sparse, attack
 from implicitnets.analysis.regions import region
 from implicitnets.models import DEQ, ConvDEQ, ImplicitModel, MonotoneDEQ, WarmStart, from_sequential
 from implicitnets.models.structures import Triangular
@@ -94,6 +94,28 @@ def test_linear_model_of_several_classes_loses_the_least_of_all_margins(norm, ra
     assert 2 < survived.sum() < len(x)
     assert torch.equal(result.success, ~survived)
     torch.testing.assert_close(result.after[survived], expected[survived].detach())
+
+
+@pytest.mark.parametrize(
+    "how", [{"norm": "inf"}, {"norm": 1}, {"cardinality": 2}], ids=["inf", "1", "cardinality"]
+)  # balls of the norm 2 are cut, not met
+def test_linear_programmes_find_the_worst_input_of_a_linear_model(how):
+    model, x = affine_model(classes=3), points(inputs=6)
+    labels, how = model(x).argmax(1), {"radius": 0.1, **how}
+    best, found = (attack(model, x, labels, method=m, **how) for m in (PGD(targets=2), LinearProgramAttack(classes=2)))
+    open_ = ~best.success
+    assert open_.any()
+    assert torch.equal(found.success, best.success)
+    torch.testing.assert_close(found.after[open_], best.after[open_], rtol=1e-6, atol=1e-6)
+
+
+@by_norm
+def test_linear_programmes_attack_models_that_are_not_linear(norm, radius):
+    model, x = classifier(), points()
+    result = attack(model, x, radius=radius, norm=norm, domain=(0, 1), method=LinearProgramAttack())
+    one = attack(model, x, radius=radius, norm=norm, domain=(0, 1), method=FGSM())
+    assert (result.after < result.before).all()
+    assert result.after.sum() < 0.9 * one.after.sum() + 0.1 * one.before.sum()  # it gets nearly as far
 
 
 def test_differences_find_what_gradients_find():
@@ -237,11 +259,13 @@ def test_any_classifier_can_be_attacked(name, dtype):
 
 def test_what_a_sample_gets_does_not_depend_on_the_others():
     model, x = classifier(), points()
-    how = {"radius": 0.1, "norm": 2, "method": PGD(steps=5, restarts=3)}
+    how = {"radius": 0.1, "norm": 2, "method": [Noise(tries=5), PGD(steps=5, restarts=3)]}
     together, alone = attack(model, x, **how), attack(model, x[:1], **how)
     in_parts = attack(model, x, batch=5, **how)
     torch.testing.assert_close(together.inputs[:1], alone.inputs)
     torch.testing.assert_close(together.inputs, in_parts.inputs)
+    with_another = attack(model, x[[0, 5]], **how | {"method": Noise(tries=5)})
+    torch.testing.assert_close(attack(model, x[:1], **how | {"method": Noise(tries=5)}).inputs, with_another.inputs[:1])
 
 
 def test_the_generator_decides():
@@ -365,8 +389,21 @@ def test_what_does_not_fit_is_named(change, error, says):
         lambda: Sparse(rounds=0),
         lambda: Noise(tries=0),
         lambda: SPSA(directions=0),
+        lambda: LinearProgramAttack(classes=0),
     ],
-    ids=["steps", "restarts", "targets", "step_size", "loss", "fgsm", "ranking", "rounds", "tries", "directions"],
+    ids=[
+        "steps",
+        "restarts",
+        "targets",
+        "step_size",
+        "loss",
+        "fgsm",
+        "ranking",
+        "rounds",
+        "tries",
+        "directions",
+        "classes",
+    ],
 )
 def test_bad_options_are_refused(make):
     with pytest.raises(ValueError, match="must be"):

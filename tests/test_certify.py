@@ -10,20 +10,14 @@ from problems import normal
 from torch import nn
 
 from implicitnets.analysis import PGD, attack, region
-from implicitnets.analysis.certify import (
-    Bounds,
-    ClosedForm,
-    Crown,
-    Interval,
-    LinearProgram,
-    MixedInteger,
-    MonotoneBall,
-    Verdict,
-    Zonotope,
-    certify,
-    reachable,
-)
-from implicitnets.analysis.certify.problem import states
+from implicitnets.analysis.certificates.certificate import Verdict
+from implicitnets.analysis.certificates.crown import Crown
+from implicitnets.analysis.certificates.lp import LinearProgram
+from implicitnets.analysis.certificates.milp import MixedInteger
+from implicitnets.analysis.certificates.problem import Bounds, states
+from implicitnets.analysis.certificates.run import certify, reachable
+from implicitnets.analysis.certificates.simple import ClosedForm, Interval, MonotoneBall
+from implicitnets.analysis.certificates.zonotope import Zonotope
 from implicitnets.models import DEQ, ImplicitModel, MonotoneDEQ, NotAffine
 from implicitnets.solvers import PeacemanRachford
 

@@ -10,7 +10,7 @@ from test_sparsity import cube, draw, outputs, samples, weights_of
 from torch import Tensor, nn
 
 from implicitnets.activations import Blocks, MaxPool
-from implicitnets.analysis import Bounds, compress, prune, region, structure
+from implicitnets.analysis import Bounds, compress, prune, region, sparsity, structure
 from implicitnets.analysis.structure import (
     Exact,
     Inputs,
@@ -278,7 +278,7 @@ def test_inputs_that_stay_are_those_of_largest_columns():
         weights[name][:, 2] *= 1e-3
     model = ImplicitModel.from_matrices(**weights)
     result = compress(model, Inputs(keep=3), x=samples(4, centre=2.0))
-    assert structure.sparsity(result.model).unused_inputs.tolist() == [2]
+    assert sparsity(result.model).unused_inputs.tolist() == [2]
     assert result.measured < 0.1
 
 

@@ -16,12 +16,12 @@ from torch import nn
 
 from implicitnets.activations import Blocks, MaxPool, Scaled
 from implicitnets.analysis import region
-from implicitnets.analysis.certify import certify
-from implicitnets.analysis.certify.crown import Crown
-from implicitnets.analysis.certify.hull import bound, hull, kinks
-from implicitnets.analysis.certify.lp import LinearProgram
-from implicitnets.analysis.certify.milp import MixedInteger
-from implicitnets.analysis.certify.problem import Bounds, Problem
+from implicitnets.analysis.certificates.crown import Crown
+from implicitnets.analysis.certificates.hull import bound, hull, kinks
+from implicitnets.analysis.certificates.lp import LinearProgram
+from implicitnets.analysis.certificates.milp import MixedInteger
+from implicitnets.analysis.certificates.problem import Bounds, Problem
+from implicitnets.analysis.certificates.run import certify
 from implicitnets.models import MonotoneDEQ, NotAffine
 
 F64 = torch.float64

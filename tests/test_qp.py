@@ -204,10 +204,11 @@ def test_a_solver_that_runs_away_is_not_believed():
         program(3, 6, 8, 1),
     )
     with pytest.warns(inn.ConvergenceWarning) as caught:
-        layer(*data, z0=100 * normal(3, 8, dtype=F64, seed=0))
+        layer(*data, z0=100 * normal(3, 8, dtype=F64, seed=1))
     record = layer.forward_solution
-    assert (record.residual <= 1e-12 * torch.linalg.vector_norm(record.value, dim=1))[1]
-    assert not record.converged[1]
+    away = (record.residual <= 1e-12 * torch.linalg.vector_norm(record.value, dim=1)) & (record.residual > 0.1)
+    assert away.any()
+    assert not record.converged[away].any()
     assert any("grow without bounds" in str(w.message) for w in caught)
     assert not any("infeasible:" in str(w.message) for w in caught)
 

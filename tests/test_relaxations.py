@@ -10,18 +10,15 @@ from certificates import MODELS, equilibria, escapes, form_of, problem_of
 from torch import nn
 
 from implicitnets.analysis import region
-from implicitnets.analysis.certify import (
-    Bounds,
-    Crown,
-    LinearProgram,
-    MixedInteger,
-    Problem,
-    Semidefinite,
-    Zonotope,
-    certify,
-    prepare,
-    sdp,
-)
+from implicitnets.analysis.certificates import sdp
+from implicitnets.analysis.certificates.crown import Crown
+from implicitnets.analysis.certificates.lp import LinearProgram
+from implicitnets.analysis.certificates.milp import MixedInteger
+from implicitnets.analysis.certificates.prepare import prepare
+from implicitnets.analysis.certificates.problem import Bounds, Problem
+from implicitnets.analysis.certificates.run import certify
+from implicitnets.analysis.certificates.sdp import Semidefinite
+from implicitnets.analysis.certificates.zonotope import Zonotope
 from implicitnets.models import MonotoneDEQ, affine
 
 F64 = torch.float64

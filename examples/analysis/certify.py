@@ -64,20 +64,31 @@ def interval(p, q):
     return nn.Sequential(IntervalMonotoneDEQ(p, 100), nn.Linear(100, q))
 
 
-def certified(radius):
-    method = f"Certified(radius={radius}, domain=(0.0, 1.0), ramp=RAMP)"
-    return Plan(interval, method, (Query((0.01, 0.03, 0.05, 0.1), "crown", 10_000, domain=(0.0, 1.0)),), 20)
+def certified(radius, epochs, *, natural):
+    method = f"Certified(radius={radius}, domain=(0.0, 1.0), natural={natural}, ramp=RAMP)"
+    return Plan(interval, method, (Query((0.01, 0.03, 0.05, 0.1), "crown", 10_000, domain=(0.0, 1.0)),), epochs)
 
 
 SMALL = tuple(sorted((0.01, 0.02, *(UNIT * radius for radius in (0.01, 0.02, 0.05, 0.1)))))
 BALLS = Query((0.1, 0.2, 0.3), norm=2)
 CLIPPED = Query(SMALL, domain=(0.0, 1.0))
 PLANS = {
-    "monotone 40": Plan(monotone(40), "Backprop()", (Query(SMALL), Query(SMALL, "auto"), CLIPPED, BALLS), rate=1e-2),
-    "monotone 87": Plan(monotone(87), "Backprop()", (Query(SMALL), Query(SMALL[:5], "auto"), BALLS), rate=1e-2),
+    "monotone 40": Plan(
+        monotone(40),
+        "Backprop()",
+        (Query(SMALL), Query(SMALL, "auto"), CLIPPED, replace(CLIPPED, method="auto"), BALLS),
+        rate=1e-2,
+    ),
+    "monotone 87": Plan(
+        monotone(87),
+        "Backprop()",
+        (Query(SMALL), Query(SMALL[:5], "auto"), CLIPPED, Query(SMALL[:5], "auto", domain=(0.0, 1.0)), BALLS),
+        rate=1e-2,
+    ),
+    "monotone 200": Plan(monotone(200), "Backprop()", (Query(SMALL), CLIPPED, BALLS), rate=1e-2),
     "inf-norm 100": Plan(lambda p, q: ImplicitModel(p, 100, q), "Backprop()", (Query(SMALL), BALLS)),
-    "certified 0.06": certified(0.06),
-    "certified 0.12": certified(0.12),
+    "certified 0.06": certified(0.06, 20, natural=0.5),
+    "certified 0.13": certified(0.13, 40, natural=0.3),
 }
 
 

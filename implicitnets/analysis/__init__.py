@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from .attack import (
-    FGSM,
-    PGD,
-    SPSA,
-    Attackable,
-    AttackMethod,
-    AttackResult,
-    Check,
-    Masking,
-    Noise,
-    Sparse,
-    attack,
-    check_masking,
-)
-from .certify import (
-    Answer,
-    Bounder,
-    Bounds,
-    Certificate,
-    Certificates,
-    ClosedForm,
-    Crown,
-    Interval,
-    LinearProgram,
-    MixedInteger,
-    MonotoneBall,
-    Problem,
-    Semidefinite,
-    Verdict,
-    Zonotope,
-    certify,
-    reachable,
-)
+from .attacks.adapter import Attackable
+from .attacks.blackbox import SPSA, Noise
+from .attacks.lp import LinearProgramAttack
+from .attacks.masking import Check, Masking, check_masking
+from .attacks.methods import FGSM, PGD, AttackMethod
+from .attacks.result import AttackResult
+from .attacks.run import attack
+from .attacks.sparse import Sparse
+from .certificates.base import Answer, Bounder
+from .certificates.certificate import Certificate, Certificates, Verdict
+from .certificates.crown import Crown
+from .certificates.lp import LinearProgram
+from .certificates.milp import MixedInteger
+from .certificates.problem import Bounds, Problem
+from .certificates.run import certify, reachable
+from .certificates.sdp import Semidefinite
+from .certificates.simple import ClosedForm, Interval, MonotoneBall
+from .certificates.zonotope import Zonotope
 from .invertibility import invertibility
 from .jacobian import jacobian_frobenius, spectral_norm
 from .ladder import Invertibility, SingularElement
@@ -43,7 +28,8 @@ from .regions import Ball, Box, Cardinality, Region, region
 from .sensitivity import Sensitivity, sensitivity
 from .slopes import activation_slopes
 from .spectrum import DominantEigenvalue, dominant_eigenvalue, spectral_radius
-from .structure import Compressed, Sparsity, compress, prune, sparsity
+from .structure.compress import Compressed, compress, prune
+from .structure.sparsity import Sparsity, sparsity
 from .twins import Twins
 from .wellposed import WellPosedness, well_posedness
 
@@ -70,6 +56,7 @@ __all__ = [
     "Interval",
     "Invertibility",
     "LinearProgram",
+    "LinearProgramAttack",
     "Lipschitz",
     "Masking",
     "MixedInteger",

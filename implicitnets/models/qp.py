@@ -153,9 +153,12 @@ class QPLayer(Equilibrium):
         """Look at those that ran away: a residual relative to a state without bounds means nothing."""
         record = self.forward_solution
         assert record is not None
-        start, h, b = (torch.linalg.vector_norm(plain(x), dim=1) for x in (parts.start, parts.h, parts.b))
-        limit = self.solver.atol + self.solver.rtol * (start + h + b)
-        astray = record.converged & (record.residual > ASTRAY * limit)
+        start, h, b, v = (
+            torch.linalg.vector_norm(plain(x), dim=1) for x in (parts.start, parts.h, parts.b, record.value)
+        )
+        data = start + h + b
+        met = record.residual <= self.solver.atol + self.solver.rtol * data
+        astray = record.converged & ~met & (v > ASTRAY * data)
         if bool(astray.any()):
             status = torch.where(astray, int(Status.DIVERGED), record.status)
             self.forward_solution = replace(record, status=status)

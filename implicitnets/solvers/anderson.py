@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import native
 from .base import Iterative, require
-from .iterate import Iterate, Mask
+from .iterate import Iterate, Mask, Vector
 from .packed import PackedMap
 from .window import combine, inner
 
@@ -20,6 +20,9 @@ __all__ = ["Anderson"]
 ALIGNED = 0.3
 """A second residual with this cosine to the one of the start or more: f acts on few directions, and mixing pays. For
 symmetric maps with eigenvalues all over an interval it is 0.4 to 0.75, for maps of independent entries 0 (measured)."""
+
+DEAR = 1024
+"""States of so many entries are compared: below it, mixing early takes longer than the evaluations that it spares."""
 
 SOON = 3
 """Who is this many plain steps from its tolerance, at the rate of the last one, need not begin to mix."""
@@ -33,6 +36,11 @@ class _Rings:
     df: Tensor  # (rows, memory, size), with the sign turned
     gram: Tensor  # (rows, memory, memory): <dr, dr> + ridge; that of the identity where a slot is empty
     count: int = 0
+
+    def clear(self, rows: Tensor) -> None:
+        """Forget what may stand there of rows that have not mixed yet."""
+        for ring in (self.dr, self.df):
+            ring[:, : self.count].index_fill_(0, rows, 0)
 
     def select(self, rows: Tensor) -> _Rings:
         return _Rings(self.dr[rows], self.df[rows], self.gram[rows], self.count)
@@ -52,6 +60,7 @@ class _History:
     waiting: bool = False  # whether anybody may be
     first: Iterate | None = None  # where it started, until that was compared with the second step
     last: Iterate | None = None
+    older: Vector | None = None  # residuals of the point before that
     rings: _Rings | None = None
 
 
@@ -72,9 +81,10 @@ class Anderson(Iterative[_History]):
         memory: Differences kept, at least 1. The state is stored 2 · memory times.
         damping: Share of the residual that is not added, in [0, 1).
         ridge: Ridge of the normalized Gram matrix, in units of machine precision.
-        lazy: As long as each step reduces a sample's residual to this share or less, and the second one leaves none
-            that is like the first, or three more like the last one would reach the tolerance, its steps stay plain,
-            which is cheaper; in [0, 1). 0 mixes from the second step on.
+        lazy: Steps stay plain, which is cheaper, as long as two of them together reduce a sample's residual to the
+            square of this share, and the second one leaves none that is like the first (looked at for states of 1024
+            entries or more), or three more like the last one would reach the tolerance; in [0, 1). 0 mixes from the
+            second step on.
 
     Raises:
         ValueError: If memory, damping, ridge or lazy is out of range.
@@ -103,7 +113,7 @@ class Anderson(Iterative[_History]):
     def step(self, f: PackedMap, now: Iterate, state: _History) -> Tensor:  # noqa: D102
         last, state.last = state.last, now
         if last is None:
-            state.first = now
+            state.first = now if now.z.shape[1] >= DEAR else None
         else:
             self._wake(now, last, state)
         if last is None or state.rings is None:
@@ -125,8 +135,12 @@ class Anderson(Iterative[_History]):
         """Let the samples mix from now on whose last step was not good enough, if mixing can still save a step."""
         if state.all_awake:
             return
-        (residual, scale), before = now.host_norms(), last.host_norms()[0]
-        slow = ~((residual <= self.lazy * before) | state.awake)
+        (residual, scale), before, older = now.host_norms(), last.host_norms()[0], state.older
+        state.older = before
+        if older is None:
+            slow = np.full(residual.shape, self.lazy == 0)
+        else:
+            slow = ~((residual <= self.lazy**2 * older) | state.awake)
         first, compared = state.first, state.first is not last
         if compared and first is not None:
             state.first, slow = None, slow | (_aligned(now, first) & ~state.awake)
@@ -142,6 +156,8 @@ class Anderson(Iterative[_History]):
                 rows, size = now.z.shape
                 dr, df = now.z.new_empty((2, rows, slots, size))
                 state.rings = _Rings(dr, df, self._empty_gram(now.z, slots).repeat(rows, 1, 1))
+            else:
+                state.rings.clear(torch.from_numpy(np.flatnonzero(slow)).to(now.z.device))
             if compared and first is not None:
                 self._recall(torch.from_numpy(np.flatnonzero(slow)).to(now.z.device), last, first, state.rings)
 
@@ -211,13 +227,13 @@ class Anderson(Iterative[_History]):
             awake=state.awake[rows.cpu().numpy()],
             first=None if state.first is None else state.first.take(rows),
             last=None if state.last is None else state.last.take(rows),
+            older=None if state.older is None else state.older[rows.cpu().numpy()],
             rings=None if rings is None else rings.select(rows),
         )
 
 
 def _aligned(now: Iterate, first: Iterate) -> Mask:
     """Whose residual is much like the first one."""
-    product = torch.linalg.vecdot(now.r, first.r).cpu().numpy()
-    with np.errstate(all="ignore"):
-        aligned: Mask = product >= ALIGNED * now.host_norms()[0] * first.host_norms()[0]
+    a, b = ((at.fz[:, :DEAR] - at.z[:, :DEAR]) for at in (now, first))  # some of the entries show it
+    aligned: Mask = (torch.cosine_similarity(a, b) >= ALIGNED).cpu().numpy()
     return aligned

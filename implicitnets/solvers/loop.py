@@ -58,6 +58,7 @@ class Loop(Generic[StateT]):
         self.now: Iterate
         self.step = 0
         self.droppable = True
+        self.native = native.fits(z)
         # by row of the matrices
         self.sample = np.arange(batch)  # whose row it is
         self.done = np.zeros(batch, dtype=bool)  # finished, but still in the batch, where nobody looks at it
@@ -92,7 +93,7 @@ class Loop(Generic[StateT]):
         """The iterate at z, and how many have converged there; -1 if anybody at work neither has nor improves."""
         solver, z = self.solver, self.z.contiguous()
         fz = self.f(self.z).contiguous()
-        if native.fits(z):
+        if self.native:
             norms, met = native.measure(z, fz, (solver.atol, solver.rtol), (self.least, self.horizon), self.done)
             return Iterate(z, fz, host=norms), met
         now = Iterate.at(z, fz)
@@ -205,6 +206,7 @@ class Loop(Generic[StateT]):
         if not self.droppable:
             return
         self.now, self.state, self.finished = self.now.take(rows), self.solver.select(self.state, rows), 0
+        self.native = native.fits(self.now.z)
         self.best.select(live)
         for name in ("sample", "done", "least", "first", "start", "horizon"):
             setattr(self, name, getattr(self, name)[live])

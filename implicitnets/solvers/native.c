@@ -4,7 +4,6 @@
  * in the process already. The same mathematics as tensor operations stand in loop.py, iterate.py and anderson.py. */
 #ifndef REAL
 #include <math.h>
-#include <string.h>
 #define MAX_MEMORY 32
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__)
 #define CLONES __attribute__((target_clones("avx2", "default")))
@@ -143,7 +142,7 @@ CLONES static void NAME(anderson_row)(long size, long slot, long used, double di
 /* One step of Anderson acceleration from z, given the point before. dr, df: (rows, memory, size), since slots a power
  * of two apart would fight for the same lines of the cache; gram: (rows, memory, memory); scale: (rows,), |fz|;
  * keep: (rows,), 1 minus the damping; wait: (rows,), positive where nothing is to be mixed; active: (rows,), 0 where the
- * history is empty and stays so. Writes the newest difference into `slot` and the next point into `out`. */
+ * history is not looked at. Writes the newest difference into `slot` and the next point into `out`. */
 void NAME(anderson)(long threads, long rows, long size, long memory, long slot, long used, double diagonal, double eps,
                     double tiny, const REAL *z, const REAL *fz, const double *scale, const REAL *last_z,
                     const REAL *last_fz, const REAL *keep, const REAL *wait, const REAL *active, REAL *dr, REAL *df,
@@ -158,8 +157,6 @@ void NAME(anderson)(long threads, long rows, long size, long memory, long slot, 
                                gram + b * memory * memory, out + at);
             continue;
         }
-        memset(dr + ring + slot * size, 0, size * sizeof(REAL));
-        memset(df + ring + slot * size, 0, size * sizeof(REAL));
         for (long i = 0; i < size; i++) out[at + i] = fz[at + i] - damping * (fz[at + i] - z[at + i]);
     }
 }

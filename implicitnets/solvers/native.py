@@ -75,13 +75,12 @@ def _compile(compiler: str, openmp: str) -> Path:
 
 
 def fits(z: Tensor) -> bool:
-    """Whether a matrix like ``z`` is for these functions."""
+    """Whether a contiguous matrix like ``z`` is for these functions."""
     return (
         z.device.type == "cpu"
         and z.numel() > 0
         and (z.numel() < LARGE or torch.get_num_threads() <= 2)
         and z.dtype in (torch.float32, torch.float64)
-        and z.is_contiguous()
         and library() is not None
     )
 

@@ -78,7 +78,7 @@ class PackedMap:
             return f(z)
         state = [z] if self._plain else self.layout.unpack(z)
         before = versions(state)
-        out = f(self.layout.tree(state))
+        out = f(z if self._plain else self.layout.tree(state))
         refuse_in_place(state, before)
         return self._packed(out, z)
 

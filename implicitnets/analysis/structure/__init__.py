@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from .change import output_change
-from .compress import Compressed, compress, prune
 from .duplicates import Duplicates
 from .factors import LowRank, Match, Quantize, Share
 from .order import Order
 from .posed import Proof
 from .pruning import Exact, Inputs, Magnitude, Salience, Shrink, States
 from .reduction import Reduction
-from .sparsity import Sparsity, Spectrum, sparsity
+from .sparsity import Spectrum
 
 __all__ = [
-    "Compressed",
     "Duplicates",
     "Exact",
     "Inputs",
@@ -27,11 +25,7 @@ __all__ = [
     "Salience",
     "Share",
     "Shrink",
-    "Sparsity",
     "Spectrum",
     "States",
-    "compress",
     "output_change",
-    "prune",
-    "sparsity",
 ]

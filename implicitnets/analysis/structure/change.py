@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...activations import Blocks, plain
 from ...models import AffineForm
-from ..certify.problem import Bounds, Problem, product
+from ..certificates.problem import Bounds, Problem, product
 from ..gains import gains, spread, to_states
 from ..regions import Region
 from ..slopes import EVEN, RISING, activation_slopes

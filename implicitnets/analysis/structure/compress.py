@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...constraints import InfNorm
 from ...models import AffineForm, ImplicitModel
 from ...models.structures import LowRank
-from ..certify.problem import Bounds
+from ..certificates.problem import Bounds
 from ..regions import Region
 from .building import build, double_form, in_double, storage
 from .change import output_change

@@ -11,9 +11,9 @@ from torch import Tensor
 from ...activations import Blocks, as_activation, plain
 from ...models import AffineForm, NotAffine
 from ...solution import ConvergenceWarning
-from ..certify.crown import Crown
-from ..certify.problem import Bounds, Problem, product
-from ..certify.start import ball, box, interval
+from ..certificates.crown import Crown
+from ..certificates.problem import Bounds, Problem, product
+from ..certificates.start import ball, box, interval
 from ..regions import Box, Region
 from .order import numbers
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ...models import AffineForm
-from ..certify.base import Bounder
-from ..certify.crown import Crown
-from ..certify.problem import Bounds, Problem, product
-from ..certify.simple import Interval
+from ..certificates.base import Bounder
+from ..certificates.crown import Crown
+from ..certificates.problem import Bounds, Problem, product
+from ..certificates.simple import Interval
 from ..gains import constants
 from .duplicates import duplicates
 from .editing import linear, rows_of

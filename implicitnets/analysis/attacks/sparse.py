@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...models.folding import affine
+from ...models import affine
 from ..regions import Box, Cardinality
+from ..sensitivity import sensitivity_matrix
 from .methods import AttackMethod, climb
 from .search import Search
 
@@ -88,13 +89,10 @@ def _sensitivity(search: Search) -> Tensor:
     """
     with torch.no_grad():
         form = affine(search.victim.judge.module, search.victim.judge.shape)
-        A, B, C, D = (matrix.abs() for matrix in (form.A, form.B, form.C, form.D))
-        if form.rows != form.states:
-            raise ValueError(f"the sensitivities are known for component-wise activations, not for {form.activation!r}")
-        states = torch.linalg.solve(torch.eye(form.states).to(A) - A, B)
-        if not bool((states >= B * (1 - 1e-6)).all()):
+        found = sensitivity_matrix(form.map(Tensor.double))
+        if found is None:
             raise ValueError('λ(|A|) is not below 1, so there are no sensitivities: use Sparse(ranking="gradient")')
-        every = C @ states + D
+        every = found.matrix.to(search.best)
         others = every.expand(len(search.labels), -1, -1).clone()
         own = every[search.labels]
         others[torch.arange(len(own)), search.labels] = 0

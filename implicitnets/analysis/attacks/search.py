@@ -91,11 +91,11 @@ class Search:
         self.best[kept], self.margin[kept], self.found[kept] = u[better], margin[better], True
 
     def _written(self, rows: Tensor, u: Tensor) -> Tensor:
-        """U rounded to what can be written in ``dtype`` inside the region: towards the centre if need be."""
-        u = u.detach()
+        """U brought into the region and rounded to what can be written in ``dtype``, towards the centre if need be."""
+        region, centre = self.region.take(rows), self.region.centre[rows]
+        u = region.project(u.detach())
         if self.dtype == u.dtype:
             return u
-        region, centre = self.region.take(rows), self.region.centre[rows]
         result, missing = centre.clone(), torch.ones(len(u), dtype=torch.bool, device=u.device)
         for share in (0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
             rounded = u.lerp(centre, share).to(self.dtype).to(u.dtype)

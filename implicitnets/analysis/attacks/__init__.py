@@ -1,0 +1,1 @@
+"""Adversarial inputs: what refutes that a model is robust."""

@@ -376,6 +376,14 @@ def test_what_does_not_fit_is_named(change, error, says):
         attack(classifier(), points(), **{"radius": 0.1, **change})
 
 
+def test_integers_are_refused_and_a_batch_of_none_is_answered():
+    with pytest.raises(ValueError, match="floating point"):
+        attack(classifier(), points().long(), radius=0.1)
+    result = attack(classifier(), points()[:0], radius=0.1)
+    assert result.inputs.shape == points()[:0].shape
+    assert not result.success.numel()
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -1,7 +1,9 @@
 """Tools of others attack our models unchanged, and find what we find."""
 
 import math
+from importlib.util import find_spec
 
+import foolbox
 import pytest
 import torch
 from torch import nn
@@ -110,20 +112,24 @@ def accuracy(labels, method, radius, norm="inf"):
     return attack(model(), x, labels, radius=radius, norm=norm, domain=(0, 1), method=method).accuracy
 
 
-def test_torchattacks_finds_what_we_find(victim, labels):
-    tools = pytest.importorskip("torchattacks", reason="torchattacks is not installed: pip install --no-deps")
-    one = survivors(victim, tools.FGSM(victim, eps=0.1)(images(), labels), labels, 0.1, math.inf)
-    assert one == pytest.approx(accuracy(labels, FGSM(loss="ce"), 0.1))
-    many = survivors(victim, tools.PGD(victim, eps=0.1, alpha=0.02, steps=20)(images(), labels), labels, 0.1, math.inf)
-    assert accuracy(labels, PGD(targets=4), 0.1) <= many <= one
-    few, right = images()[:15], labels[:15]
-    auto = tools.AutoAttack(victim, eps=0.1, n_classes=5, seed=0)(few, right)
-    found = attack(model(), few.flatten(1), right, radius=0.1, domain=(0, 1), method=PGD(targets=4))
-    assert torch.equal(victim(auto).argmax(1) == right, ~found.success)
+if find_spec("torchattacks"):  # pip install --no-deps torchattacks tqdm, since it pins an old requests
+
+    def test_torchattacks_finds_what_we_find(victim, labels):
+        import torchattacks as tools  # noqa: PLC0415
+
+        one = survivors(victim, tools.FGSM(victim, eps=0.1)(images(), labels), labels, 0.1, math.inf)
+        assert one == pytest.approx(accuracy(labels, FGSM(loss="ce"), 0.1))
+        many = survivors(
+            victim, tools.PGD(victim, eps=0.1, alpha=0.02, steps=20)(images(), labels), labels, 0.1, math.inf
+        )
+        assert accuracy(labels, PGD(targets=4), 0.1) <= many <= one
+        few, right = images()[:15], labels[:15]
+        auto = tools.AutoAttack(victim, eps=0.1, n_classes=5, seed=0)(few, right)
+        found = attack(model(), few.flatten(1), right, radius=0.1, domain=(0, 1), method=PGD(targets=4))
+        assert torch.equal(victim(auto).argmax(1) == right, ~found.success)
 
 
 def test_foolbox_finds_what_we_find(victim, labels):
-    foolbox = pytest.importorskip("foolbox", reason="Foolbox is not installed: pip install implicitnets[attacks]")
     model = foolbox.PyTorchModel(victim, bounds=(0, 1), device="cpu")
     for tool, norm, radius in (
         (foolbox.attacks.LinfPGD(steps=20, rel_stepsize=0.1), "inf", 0.1),

@@ -235,6 +235,15 @@ def test_bad_arguments_are_named(arguments, error, message):
         certify(classifier(), torch.rand(5, 4), radius=0.1, **arguments)
 
 
+def test_integers_are_refused_and_a_batch_of_none_is_answered():
+    model = classifier()
+    for ask in (certify, reachable):
+        with pytest.raises(ValueError, match="floating point"):
+            ask(model, torch.ones(5, 4).long(), radius=0.1)
+    assert len(certify(model, torch.ones(0, 4), radius=0.1)) == 0
+    assert reachable(model, torch.ones(0, 4), radius=0.1).low.shape == (0, 3)
+
+
 def test_other_models_say_what_is_missing():
     with pytest.raises(NotAffine, match="DEQ is not known to be of the form"):
         certify(nn.Sequential(DEQ(nn.Linear(4, 4), state_shape=(4,)), nn.Linear(4, 3)), torch.rand(5, 4), radius=0.1)

@@ -25,6 +25,11 @@ F64 = torch.float64
 WAYS = {"zonotope": Zonotope(), "semidefinite": Semidefinite()}
 each_way = pytest.mark.parametrize("way", WAYS)
 each_region = pytest.mark.parametrize("kind", REGIONS)
+CASES = [
+    pytest.param(way, name, kind, marks=[pytest.mark.slow] if (way, name) == ("semidefinite", "network") else [])
+    for way in WAYS
+    for name, kind in zip(MODELS, cycle(["box of pixels", "diamond", "ball", "features"]))
+]
 
 
 def outputs(asked, bounder):
@@ -42,12 +47,9 @@ def test_bounds_hold(way, kind, activation, scale):
     assert (found <= asked.maximum(asked.form.C, asked.form.D)).all()
 
 
-@each_way
-@pytest.mark.parametrize(("name", "kind"), list(zip(MODELS, cycle(["box of pixels", "diamond", "ball", "features"]))))
+@pytest.mark.parametrize(("way", "name", "kind"), CASES)
 def test_equilibria_of_models_stay_within_the_bounds(way, name, kind):
     form, asked = form_of(name), problem_of(name, kind)
-    if way == "semidefinite" and form.states > 40:
-        pytest.skip("takes seconds")
     assert escapes(WAYS[way], asked, form, equilibria(form, asked.region, 50)) <= 1e-9
 
 

@@ -203,12 +203,12 @@ def region(
     *,
     cardinality: int | None = None,
     domain: tuple[float, float] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Region:
     """The inputs within a radius of x.
 
     Examples:
-        >>> pixels = torch.rand(5, 64)
-        >>> ball = region(pixels, 0.1, norm=2, domain=(0, 1))
+        >>> ball = region(torch.rand(5, 64), 0.1, norm=2, domain=(0, 1))
         >>> bool(ball.contains(ball.sample()).all())
         True
 
@@ -219,12 +219,14 @@ def region(
         norm: "inf" (a box), 2 or 1.
         cardinality: At most so many entries change, each within the radius; with the maximum norm.
         domain: The least and the largest value that any entry can have, or None. x must be inside.
+        dtype: Of the region; None is that of x.
 
     Raises:
         ValueError: If an argument does not fit the others.
     """
     if not x.is_floating_point() or x.dim() < 2:
         raise ValueError(f"x must be a batch of floating point, (batch, ...), not {x.dtype} of shape {tuple(x.shape)}")
+    x = x if dtype is None else x.to(dtype)
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x has entries that are not finite: leave these samples out")
     kind = {"inf": math.inf, "2": 2, "1": 1}.get(str(norm).removesuffix(".0"))

@@ -104,6 +104,8 @@ def check_masking(
     Raises:
         ValueError: If an argument does not fit.
     """
+    if not len(x):
+        raise ValueError("x has no samples, so nothing can be checked")
     generator = generator or torch.Generator().manual_seed(0)
     how: dict[str, Any] = {"norm": norm, "domain": domain, "generator": generator}
 

@@ -76,7 +76,7 @@ def attack(  # noqa: PLR0913  (what may change, how to look for it, and how to c
     """
     methods = _methods(method, cardinality)
     with torch.inference_mode(False):
-        where = region(x.detach().clone().to(dtype), radius, norm, cardinality=cardinality, domain=domain)
+        where = region(x.detach().clone(), radius, norm, cardinality=cardinality, domain=domain, dtype=dtype)
         victim = Victim(model, tuple(x.shape[1:]), dtype, gradient)
         labels = _labels(victim, where, labels, batch)
         first = int(torch.randint(2**62, (1,), generator=generator or torch.Generator().manual_seed(0)))

@@ -192,6 +192,6 @@ def _agreed(records: Sequence[Tensor], u: Tensor) -> Tensor:
     """Which samples all records call converged; a record of another batch is several for each, or of all at once."""
     agreed = torch.ones(len(u), dtype=torch.bool, device=u.device)
     for converged in records:
-        several = len(converged) % len(u) == 0
+        several = len(u) > 0 and len(converged) % len(u) == 0
         agreed &= converged.view(len(u), -1).all(1) if several else converged.all()
     return agreed

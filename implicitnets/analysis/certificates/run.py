@@ -91,7 +91,7 @@ def certify(  # noqa: PLR0913  (what is asked, how to answer, and how to compute
         raise ValueError(f"labels must be {len(x)} classes, one for each sample, not of shape {tuple(labels.shape)}")
     limit = budget if budget is not None else 1.0 if method == "auto" else math.inf
     items: list[Certificate] = []
-    for rows in torch.arange(len(x)).split(batch):
+    for rows in _batches(x, batch):
         part = where.take(rows)
         x0 = _states(form, part.centre)
         named = _labels(form, part.centre, x0, None if labels is None else labels[rows])
@@ -151,8 +151,8 @@ def reachable(
     bounders, form = rungs(method), _form(model, x)
     fit, where = _region(x, radius, norm, cardinality, domain)
     wanted = torch.eye(form.outputs).to(form.C) if goals is None else _goals(goals, form, torch.zeros(1).long())[0]
-    parts: list[Tensor] = []
-    for rows in torch.arange(len(x)).split(batch):
+    parts = [wanted.new_empty(2, 0, len(wanted))]
+    for rows in _batches(x, batch):
         part = where.take(rows)
         problem = prepare(form, part, _states(form, part.centre))
         c, d, bias = (wanted @ of for of in (problem.form.C, problem.form.D, problem.form.c))
@@ -164,6 +164,10 @@ def reachable(
         parts.append(torch.stack(best))
     low, high = torch.cat(parts, 1)
     return Bounds(torch.where(fit[:, None], low, -torch.inf), torch.where(fit[:, None], high, torch.inf))
+
+
+def _batches(x: Tensor, batch: int) -> tuple[Tensor, ...]:
+    return torch.arange(len(x)).split(batch) if len(x) else ()
 
 
 def _form(model: nn.Module, x: Tensor) -> AffineForm:
@@ -183,11 +187,10 @@ def _region(
     x: Tensor, radius: float | Tensor, norm: float | str, cardinality: int | None, domain: tuple[float, float] | None
 ) -> tuple[Tensor, Region]:
     """Which samples are finite, and where the inputs are, in float64; anything in place of what is not finite."""
+    x = x.double() if x.is_floating_point() else x
     fit = torch.isfinite(x.flatten(1)).all(1)
-    wide = x.double()
-    held = torch.where(fit.view(-1, *(1 for _ in x.shape[1:])), wide, 0.0 if domain is None else float(domain[0]))
-    size = radius.double() if isinstance(radius, Tensor) else radius
-    return fit, region(held, size, norm, cardinality=cardinality, domain=domain)
+    held = torch.where(fit.view(-1, *(1 for _ in x.shape[1:])), x, 0 if domain is None else float(domain[0]))
+    return fit, region(held, radius, norm, cardinality=cardinality, domain=domain)
 
 
 def _states(form: AffineForm, u: Tensor) -> Tensor:

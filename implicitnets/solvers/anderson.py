@@ -144,7 +144,9 @@ class Anderson(Iterative[_History]):
         first, compared = state.first, state.first is not last
         if compared and first is not None:
             state.first, slow = None, slow | (_aligned(now, first) & ~state.awake)
-        if self.lazy > 0 and np.count_nonzero(slow):
+        if not np.count_nonzero(slow):
+            return
+        if self.lazy > 0:
             with np.errstate(all="ignore"):
                 slow &= ~(residual * (residual / before) ** SOON <= self.atol + self.rtol * scale)
         if np.count_nonzero(slow):

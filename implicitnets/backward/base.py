@@ -190,14 +190,14 @@ class Equation:
         value = leaves(solution.value) if frame.natural else frame.stacked(leaves(solution.value))
         # No views, since FSDP2 warns of modules that return one, and no argument.
         kept = {id(t) for t in leaves(z0)}
-        solution = frame.told(solution, [t.clone() if t._is_view() or id(t) in kept else t for t in value])
+        value = [t.clone() if t._is_view() or id(t) in kept else t for t in value]
         more, self._watched, self._fz0 = self._watched, 0, None
         if self.surroundings.updated:
             self.surroundings.rewind()
             with torch.no_grad(), self.surroundings.lowered():
-                self.f(solution.value, *self.inputs)
+                self.f(frame.tree(value), *self.inputs)
             more += 1
-        return replace(solution, evaluations=solution.evaluations + more)
+        return frame.told(solution, value, more)
 
     def feasible(self, solver: Solver) -> Solver:
         """The solver, with no tolerance below the precision that f computes in where that is less than float32's."""

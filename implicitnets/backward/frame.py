@@ -89,13 +89,15 @@ class Frame:
         lead = (*self.copies, self.layout.batch)
         return x.reshape(*self.copies, 1).expand(lead) if self._merged else x.reshape(lead)
 
-    def told(self, found: Solution, value: Sequence[Tensor]) -> Solution:
-        """The record of a solve in rows, sample by sample, with these leaves of its value."""
+    def told(self, found: Solution, value: Sequence[Tensor], more: int = 0) -> Solution:
+        """The record of a solve in rows, sample by sample, with these leaves of its value, and more evaluations."""
+        evaluations = found.evaluations + more
         if self.natural:
-            return replace(found, value=self.tree(value))
+            return replace(found, value=self.tree(value), evaluations=evaluations)
         return replace(
             found,
             value=self.tree(value),
+            evaluations=evaluations,
             residual=self.per_sample(found.residual),
             steps=self.per_sample(found.steps),
             status=self.per_sample(found.status),

@@ -17,13 +17,6 @@ from .window import combine, inner
 
 __all__ = ["Anderson"]
 
-ALIGNED = 0.3
-"""A second residual with this cosine to the one of the start or more: f acts on few directions, and mixing pays. For
-symmetric maps with eigenvalues all over an interval it is 0.4 to 0.75, for maps of independent entries 0 (measured)."""
-
-DEAR = 1024
-"""States of so many entries are compared: below it, mixing early takes longer than the evaluations that it spares."""
-
 SOON = 3
 """Who is this many plain steps from its tolerance, at the rate of the last one, need not begin to mix."""
 
@@ -58,7 +51,6 @@ class _History:
     damped: bool
     all_awake: bool = False
     waiting: bool = False  # whether anybody may be
-    first: Iterate | None = None  # where it started, until that was compared with the second step
     last: Iterate | None = None
     older: Vector | None = None  # residuals of the point before that
     rings: _Rings | None = None
@@ -82,8 +74,7 @@ class Anderson(Iterative[_History]):
         damping: Share of the residual that is not added, in [0, 1).
         ridge: Ridge of the normalized Gram matrix, in units of machine precision.
         lazy: Steps stay plain, which is cheaper, as long as two of them together reduce a sample's residual to the
-            square of this share, and the second one leaves none that is like the first (looked at for states of 1024
-            entries or more), or three more like the last one would reach the tolerance; in [0, 1). 0 mixes from the
+            square of this share, or three more like the last one would reach the tolerance; in [0, 1). 0 mixes from the
             second step on.
 
     Raises:
@@ -112,9 +103,7 @@ class Anderson(Iterative[_History]):
 
     def step(self, f: PackedMap, now: Iterate, state: _History) -> Tensor:  # noqa: D102
         last, state.last = state.last, now
-        if last is None:
-            state.first = now if now.z.shape[1] >= DEAR else None
-        else:
+        if last is not None:
             self._wake(now, last, state)
         if last is None or state.rings is None:
             return torch.addcmul(now.z, now.r, state.keep) if state.damped else now.fz
@@ -141,10 +130,9 @@ class Anderson(Iterative[_History]):
             slow = np.full(residual.shape, self.lazy == 0)
         else:
             slow = ~((residual <= self.lazy**2 * older) | state.awake)
-        first, compared = state.first, state.first is not last
-        if compared and first is not None:
-            state.first, slow = None, slow | (_aligned(now, first) & ~state.awake)
-        if self.lazy > 0 and np.count_nonzero(slow):
+        if not np.count_nonzero(slow):
+            return
+        if self.lazy > 0:
             with np.errstate(all="ignore"):
                 slow &= ~(residual * (residual / before) ** SOON <= self.atol + self.rtol * scale)
         if np.count_nonzero(slow):
@@ -158,23 +146,12 @@ class Anderson(Iterative[_History]):
                 state.rings = _Rings(dr, df, self._empty_gram(now.z, slots).repeat(rows, 1, 1))
             else:
                 state.rings.clear(torch.from_numpy(np.flatnonzero(slow)).to(now.z.device))
-            if compared and first is not None:
-                self._recall(torch.from_numpy(np.flatnonzero(slow)).to(now.z.device), last, first, state.rings)
 
     def _empty_gram(self, z: Tensor, slots: int) -> Tensor:
         return torch.eye(slots, dtype=z.dtype, device=z.device) * self._diagonal(z)
 
     def _diagonal(self, z: Tensor) -> float:
         return 1 + self.ridge * torch.finfo(z.dtype).eps
-
-    def _recall(self, rows: Tensor, now: Iterate, last: Iterate, rings: _Rings) -> None:
-        """Take in the differences of the first step for rows that mix from the second one on."""
-        dr, df = now.z.new_empty((2, len(rows), 1, now.z.shape[1]))
-        own = _Rings(dr, df, now.z.new_empty(len(rows), 1, 1))
-        self._remember(0, 1, now.take(rows), last.take(rows), now.z.new_ones(len(rows)), own)
-        if not rings.count:
-            rings.dr[:, 0], rings.df[:, 0], rings.count = 0, 0, 1  # of the others
-        rings.dr[rows, 0], rings.df[rows, 0], rings.gram[rows, 0, 0] = dr[:, 0], df[:, 0], own.gram[:, 0, 0]
 
     def _remember(self, slot: int, used: int, now: Iterate, last: Iterate, active: Tensor, rings: _Rings) -> None:
         """Take in the newest differences and their row of the Gram matrix."""
@@ -225,15 +202,7 @@ class Anderson(Iterative[_History]):
             failures=state.failures[rows],
             active=state.active[rows],
             awake=state.awake[rows.cpu().numpy()],
-            first=None if state.first is None else state.first.take(rows),
             last=None if state.last is None else state.last.take(rows),
             older=None if state.older is None else state.older[rows.cpu().numpy()],
             rings=None if rings is None else rings.select(rows),
         )
-
-
-def _aligned(now: Iterate, first: Iterate) -> Mask:
-    """Whose residual is much like the first one."""
-    a, b = ((at.fz[:, :DEAR] - at.z[:, :DEAR]) for at in (now, first))  # some of the entries show it
-    aligned: Mask = (torch.cosine_similarity(a, b) >= ALIGNED).cpu().numpy()
-    return aligned

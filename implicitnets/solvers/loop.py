@@ -58,7 +58,6 @@ class Loop(Generic[StateT]):
         self.now: Iterate
         self.step = 0
         self.droppable = True
-        self.native = native.fits(z)
         # by row of the matrices
         self.sample = np.arange(batch)  # whose row it is
         self.done = np.zeros(batch, dtype=bool)  # finished, but still in the batch, where nobody looks at it
@@ -66,6 +65,7 @@ class Loop(Generic[StateT]):
         self.best = Best(batch)
         self.least = np.full(batch, np.inf)  # residual of the best iterate
         self.horizon = np.full(batch, np.inf)  # of ‖f(z)‖: further out a tolerance relative to it means nothing
+        self.native = self._measure(z)
         # by sample
         self.value: Tensor | None = None  # of those who have finished
         self.residual = np.full(batch, np.nan)
@@ -91,10 +91,10 @@ class Loop(Generic[StateT]):
 
     def _evaluate(self) -> tuple[Iterate, int]:
         """The iterate at z, and how many have converged there; -1 if anybody at work neither has nor improves."""
-        solver, z = self.solver, self.z.contiguous()
+        z = self.z.contiguous()
         fz = self.f(self.z).contiguous()
-        if self.native:
-            norms, met = native.measure(z, fz, (solver.atol, solver.rtol), (self.least, self.horizon), self.done)
+        if self.native is not None:
+            norms, met = self.native(z, fz, self.least)
             return Iterate(z, fz, host=norms), met
         now = Iterate.at(z, fz)
         if self.finished:
@@ -104,6 +104,11 @@ class Loop(Generic[StateT]):
         usual = (converged | (residual < self.least)) & (scale <= self.horizon) | self.done
         return now, int(np.count_nonzero(converged)) if np.count_nonzero(usual) == usual.size else -1
 
+    def _measure(self, like: Tensor) -> native.Measure | None:
+        if not native.fits(like):
+            return None
+        return native.Measure(like, (self.solver.atol, self.solver.rtol), self.horizon, self.done)
+
     def _limit(self, scale: Vector) -> Vector:
         with np.errstate(invalid="ignore"):
             return self.solver.atol + self.solver.rtol * scale
@@ -112,7 +117,7 @@ class Loop(Generic[StateT]):
         residual, scale = self.now.host_norms()
         self.first = residual
         self.start = np.where(np.isfinite(residual + scale), np.maximum(residual, scale), 0.0)
-        self.horizon = self.start * torch.finfo(self.z.dtype).eps ** -0.75
+        self.horizon[:] = self.start * torch.finfo(self.z.dtype).eps ** -0.75
 
     def _judge(self, last: Iterate | None) -> bool:
         """Settle the samples that are finished; whether any is not."""
@@ -206,10 +211,10 @@ class Loop(Generic[StateT]):
         if not self.droppable:
             return
         self.now, self.state, self.finished = self.now.take(rows), self.solver.select(self.state, rows), 0
-        self.native = native.fits(self.now.z)
         self.best.select(live)
         for name in ("sample", "done", "least", "first", "start", "horizon"):
             setattr(self, name, getattr(self, name)[live])
+        self.native = self._measure(self.now.z)
 
     def _device(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self.z.device)

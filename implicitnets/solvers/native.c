@@ -11,6 +11,14 @@
 #define CLONES
 #endif
 
+/* What measurements of one matrix after another have in common. */
+struct job {
+    long threads, rows, size;
+    double atol, rtol;
+    const double *horizon;
+    const unsigned char *done;
+};
+
 #define REAL float
 #define NAME(x) x##_f32
 #include __FILE__
@@ -61,17 +69,16 @@ CLONES static void NAME(row_norms)(long size, const REAL *z, const REAL *fz, dou
 /* norms = |fz - z| of each row, then |fz| of each row; those of the rows that are done are 0. Returns how many of the
  * others meet the tolerance, or -1 if there is one that neither does nor has a residual below `least`, or whose |fz| is
  * beyond the horizon. */
-long NAME(measure)(long threads, long rows, long size, double atol, double rtol, const REAL *z, const REAL *fz,
-                   const double *least, const double *horizon, const unsigned char *done, double *norms) {
-    long odd = 0, met = 0;
+long NAME(measure)(const struct job *job, const REAL *z, const REAL *fz, const double *least, double *norms) {
+    long threads = job->threads, rows = job->rows, size = job->size, odd = 0, met = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) reduction(+ : odd, met)
     for (long b = 0; b < rows; b++) {
         double residual = 0, scale = 0;
-        if (!done[b]) {
+        if (!job->done[b]) {
             NAME(row_norms)(size, z + b * size, fz + b * size, &residual, &scale);
-            int meets = residual <= atol + rtol * scale;
+            int meets = residual <= job->atol + job->rtol * scale;
             met += meets;
-            odd += !((meets || residual < least[b]) && scale <= horizon[b]);
+            odd += !((meets || residual < least[b]) && scale <= job->horizon[b]);
         }
         norms[b] = residual;
         norms[rows + b] = scale;

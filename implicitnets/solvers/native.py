@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["anderson", "fits", "library", "measure"]
+__all__ = ["Measure", "anderson", "fits", "library"]
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -98,31 +98,43 @@ def _threads(z: Tensor) -> int:
     return min(torch.get_num_threads(), z.numel() // SHARE + 1)
 
 
-def _pointer(array: np.ndarray[Any, Any]) -> Any:
-    return ctypes.byref(ctypes.c_char.from_buffer(array.data))  # less than half the time of array.ctypes
+def _pointer(array: np.ndarray[Any, Any]) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(array.data))  # less than half the time of array.ctypes
 
 
-def measure(
-    z: Tensor, fz: Tensor, limits: tuple[float, float], bounds: tuple[Vector, Vector], done: Mask
-) -> tuple[Vector, int]:
+class _Job(ctypes.Structure):
+    """As in native.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("threads", "rows", "size")),
+        *((name, ctypes.c_double) for name in ("atol", "rtol")),
+        *((name, ctypes.c_void_p) for name in ("horizon", "done")),
+    )
+
+
+class Measure:
     """‖fz − z‖ and ‖fz‖ of each row, shape (2, rows), and how many rows meet the tolerance, if all are as usual.
 
     These are the rows with ‖fz‖ ≤ horizon that meet it, ‖fz − z‖ ≤ atol + rtol · ‖fz‖, or have ‖fz − z‖ < least, and
     those that are done, whose norms are 0 and which are not counted. If one is not, the number is -1.
 
     Args:
-        z: A point.
-        fz: The value there.
+        like: A matrix like all that will be measured.
         limits: atol and rtol.
-        bounds: least and horizon, by row.
-        done: By row.
+        horizon: By row.
+        done: By row. Both are looked at anew each time.
     """
-    norms = np.empty((2, z.shape[0]))
-    met: int = _function("measure", z.dtype, "lllddpppppp")(
-        *(_threads(z), *z.shape, *limits),
-        *(z.data_ptr(), fz.data_ptr(), *map(_pointer, (*bounds, done, norms))),
-    )
-    return norms, met
+
+    def __init__(self, like: Tensor, limits: tuple[float, float], horizon: Vector, done: Mask) -> None:
+        self._kept = horizon, done
+        self._job = _Job(_threads(like), *like.shape, *limits, _pointer(horizon), _pointer(done))
+        self._at, self._function = ctypes.byref(self._job), _function("measure", like.dtype, "ppppp")
+
+    def __call__(self, z: Tensor, fz: Tensor, least: Vector) -> tuple[Vector, int]:
+        """Measure a point z and the value there, with the residuals that are to be improved on."""
+        norms = np.empty((2, len(least)))
+        met: int = self._function(self._at, z.data_ptr(), fz.data_ptr(), _pointer(least), _pointer(norms))
+        return norms, met
 
 
 def anderson(

@@ -67,6 +67,12 @@ def test_cascade_is_one_after_the_other(first, second, third, seed):
     assert pf_eigenvalue(whole) == pytest.approx(max(map(pf_eigenvalue, models)), rel=1e-9)
 
 
+def test_choices_that_rounding_cannot_tell_apart_come_to_an_end():
+    """The worst choices of rows of this model led to each other in turn, for ever."""
+    models = [model(KINDS[2], 3, 4, 192885), model(KINDS[3], 4, 2, 192886), model(KINDS[2], 2, 3, 192887)]
+    assert pf_eigenvalue(algebra.cascade(*models)) == pytest.approx(max(map(pf_eigenvalue, models)), rel=1e-9)
+
+
 @few
 @given(kinds, kinds, seeds)
 def test_models_side_by_side(first, second, seed):

@@ -71,20 +71,20 @@ class Growth:
         )
         if spectral_radius(anything.tocsr()) == 0:
             return 0.0
-        choice = self.best(np.ones(self.count))
-        while True:
-            radius = spectral_radius(self.sums[choice])
+        choice, radius, seen = self.best(np.ones(self.count)), 0.0, set[bytes]()
+        while choice is not None and choice.tobytes() not in seen:  # rounding alone leads back to a choice
+            seen.add(choice.tobytes())
+            radius = max(radius, spectral_radius(self.sums[choice]))
             # a cycle of groups grows at least by its smallest entry
             t = radius * (1 + ABOVE) if radius > 0 else 0.5 * float(self.sums.data.min())
-            better = self._improved(choice, t)
-            if better is None:
-                return radius
-            choice = better
+            choice = self._improved(choice, t)
+        return radius
 
     def vector(self, t: float) -> Vector:
         """The v = 1 + T(v) / t, for t above λ: T(v) / v = t (1 − 1 / v) < t."""
-        choice = self.best(np.ones(self.count))
-        while (better := self._improved(choice, t)) is not None:
+        choice, seen = self.best(np.ones(self.count)), set[bytes]()
+        while (better := self._improved(choice, t)) is not None and better.tobytes() not in seen:
+            seen.add(better.tobytes())
             choice = better
         return self._sizes(choice, t)
 

@@ -77,11 +77,10 @@ class Extent:
         none = x_part.new_zeros(len(self.problem.x0), len(x_part))
         asked = Functional(x_part, u_part, constant, none + 4 * EPS * constant.abs())
         found = self._bounds(asked)
-        tied = self._tied(asked)
-        if tied is not asked:
-            found = found.meet(self._bounds(tied))
-        folded = self._folded(tied)
-        return found if folded is tied else found.meet(self._bounds(folded))
+        for put_in in (self._tied, self._folded, self._tied):  # the equations of linear states have multiples in them
+            then = put_in(asked)
+            found, asked = found if then is asked else found.meet(self._bounds(then)), then
+        return found
 
     def _bounds(self, of: Functional) -> Bounds:
         by, slack = bounder(self.problem.form), of.slack * (1 + 1e-9) + 4 * EPS * of.constant.abs()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["inverse", "invert_definite", "solve_dense"]
+__all__ = ["inverse", "inverse_or_any", "invert_definite", "solve_dense"]
 
 SAFE = 64
 """Batched LU is used up to this size only: beyond about 150, the CPU build of torch 2.13 hangs or returns wrong
@@ -55,3 +55,13 @@ def inverse(matrices: Tensor) -> Tensor:
         whole: Tensor = torch.linalg.inv(matrices)
         return whole
     return torch.stack([torch.linalg.inv(matrix) for matrix in matrices])
+
+
+def inverse_or_any(matrices: Tensor) -> Tensor:
+    """As ``inverse``, but for a singular matrix something finite, for what holds whatever the inverse is."""
+    if matrices.shape[-1] <= SAFE or matrices.device.type != "cpu":
+        found = torch.linalg.inv_ex(matrices)[0]
+    else:
+        found = torch.stack([torch.linalg.inv_ex(matrix)[0] for matrix in matrices])
+    finite: Tensor = found.nan_to_num(0, 0, 0)
+    return finite

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from implicitnets.linalg import invert_definite, solve_dense
+from implicitnets.linalg import inverse_or_any, invert_definite, solve_dense
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -29,7 +29,7 @@ def test_is_right_after_the_number_of_threads_was_set():
     script = """
 import torch
 torch.set_num_threads(2)
-from implicitnets.linalg import invert_definite, solve_dense
+from implicitnets.linalg import inverse_or_any, invert_definite, solve_dense
 matrix = torch.randn(4, 200, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 x = torch.randn(4, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 found = solve_dense(matrix, torch.linalg.vecdot(matrix, x[:, None]))
@@ -72,3 +72,13 @@ def test_definite_matrices_are_inverted_and_told_from_others():
     assert definite.tolist() == [True, False, False, True, True]
     assert np.allclose(inverse[definite].numpy(), np.linalg.inv(matrix[definite].numpy()), rtol=1e-6, atol=1e-8)
     assert bool(invert_definite(torch.zeros(0, 0))[1])
+
+
+@pytest.mark.parametrize("size", [3, 100])
+def test_the_inverse_of_a_singular_matrix_is_something_finite(size):
+    matrix = torch.eye(size, dtype=torch.float64) + 0.5 / size
+    matrix = matrix.repeat(3, 1, 1)
+    matrix[1] = 0
+    found = inverse_or_any(matrix)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found[[0, 2]] @ matrix[[0, 2]], torch.eye(size, dtype=torch.float64).expand(2, -1, -1))

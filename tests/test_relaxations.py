@@ -19,7 +19,7 @@ from implicitnets.analysis.certificates.problem import Bounds, Problem
 from implicitnets.analysis.certificates.run import certify
 from implicitnets.analysis.certificates.sdp import Semidefinite
 from implicitnets.analysis.certificates.zonotope import Zonotope
-from implicitnets.models import MonotoneDEQ, affine
+from implicitnets.models import ImplicitModel, MonotoneDEQ, affine
 
 F64 = torch.float64
 WAYS = {"zonotope": Zonotope(), "semidefinite": Semidefinite()}
@@ -141,3 +141,12 @@ def test_feed_forward_networks_are_bounded_by_back_substitution():
         value = value + 0.8 * v.abs().sum(1)
         plain = asked.maximum(form.C, form.D)[0] + form.c
         torch.testing.assert_close(outputs(asked, Zonotope())[0] + form.c, torch.minimum(value, plain))
+
+
+def test_a_zonotope_of_a_singular_matrix_bounds_nothing_and_raises_nothing():
+    """x = 1 · x + u: no slope but 1, and I − ΛA is 0."""
+    form = ImplicitModel.from_matrices(*(torch.ones(1, 1, dtype=F64),) * 4, activation="identity").affine()
+    form = form.map(torch.Tensor.detach)
+    asked = Problem.of(form, region(torch.zeros(1, 1, dtype=F64), 0.1), torch.zeros(1, 1, dtype=F64))
+    asked = asked.tighten(z=Bounds(*torch.tensor([[[-5.0]], [[5.0]]], dtype=F64)))
+    assert float(Zonotope().maximum(asked, form.C, form.B)) >= 5

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...linalg import inverse_or_any
 from .base import Bounder
 from .continuation import continued
 from .problem import EPS, Bounds, Problem, product, shifted
@@ -119,7 +120,7 @@ class Crown(Bounder):
         """
         middle, half = (line.low + line.high) / 2, (line.high - line.low) / 2
         inner = torch.eye(len(A)).to(A) - middle.transpose(1, 2) * A
-        inv = torch.stack([torch.linalg.inv_ex(matrix)[0] for matrix in inner]).nan_to_num(0, 0, 0)
+        inv = inverse_or_any(inner)
         base, link = c @ inv, half.transpose(1, 2) * (A @ inv)
         y = base
         for _ in range(self.steps):

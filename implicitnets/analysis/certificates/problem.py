@@ -106,6 +106,11 @@ class Problem:
         """Which samples have finite bounds of all states, (batch,)."""
         return torch.isfinite(self.x.size).all(1)
 
+    @property
+    def bounded(self) -> Tensor:
+        """The samples that have finite bounds of all rows of z, int64 indices."""
+        return torch.isfinite(self.z.size).all(1).nonzero().flatten()
+
     def maximum(self, x_part: Tensor, u_part: Tensor) -> Tensor:
         """An upper bound of c·x + d·u over the bounds of x and the region, with rounding: interval arithmetic.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...linalg import inverse
+from ...linalg import inverse_or_any
 from .base import Bounder
 from .hull import bound, hull
 from .problem import EPS, Bounds, Problem
@@ -46,7 +46,7 @@ class Zonotope(Bounder):
 
     def maximum(self, problem: Problem, x_part: Tensor, u_part: Tensor) -> Tensor:  # noqa: D102
         least, form = problem.maximum(x_part, u_part), problem.form
-        known = torch.isfinite(problem.z.size).all(1).nonzero().flatten()
+        known = problem.bounded
         if not len(known):
             return least
         some = problem.take(known)
@@ -56,6 +56,6 @@ class Zonotope(Bounder):
         slope = slope.clamp_max(form.activation.lipschitz(torch.inf))
         c, d = (part if part.dim() == 2 else part[known] for part in (x_part, u_part))
         matrix = torch.eye(form.states).to(form.A) - slope[:, :, None] * form.A
-        y = (c @ inverse(matrix)).nan_to_num(0, 0, 0) * slope[:, None]
+        y = c @ inverse_or_any(matrix) * slope[:, None]
         least[known] = torch.minimum(least[known], bound(some, polygons, c, d, y))
         return least

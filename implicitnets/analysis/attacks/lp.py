@@ -9,10 +9,9 @@ import torch
 from ...models import affine
 from ..certificates.crown import Crown
 from ..certificates.lp import LinearProgram
-from ..certificates.prepare import prepare
+from ..certificates.prepare import found_states, prepare
 from .methods import AttackMethod
 from .search import Search
-from .victim import quiet
 
 __all__ = ["LinearProgramAttack"]
 
@@ -49,14 +48,14 @@ class LinearProgramAttack(AttackMethod):
             return
         form = affine(search.victim.judge.module, search.victim.judge.shape)
         region, labels, ranking = search.region.take(rows), search.labels[rows], search.ranking[rows]
-        with quiet():
-            x0 = form.solve(region.centre).value.nan_to_num(0, 0, 0)
-            problem = Crown().tighten(prepare(form, region, x0))
+        problem = Crown().tighten(prepare(form, region, found_states(form, region.centre)))
         C, D = problem.form.C, problem.form.D
         for target in ranking[:, : self.classes].unbind(1):
             left = (~search.fooled[rows]).nonzero()[:, 0]
+            if not len(left):
+                return
             c, d = ((part[target] - part[labels])[left, None] for part in (C, D))
             all_of_them = c.new_full((len(left), 1), -torch.inf)
             found = LinearProgram().answer(problem.take(left), c, d, all_of_them)
-            if found.u is not None and len(left):
+            if found.u is not None:
                 search.tell(rows[left], found.u)

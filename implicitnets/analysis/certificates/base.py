@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .problem import Problem
 
-__all__ = ["Answer", "Bounder"]
+__all__ = ["Answer", "Bounder", "OneByOne"]
 
 
 class Answer(NamedTuple):
@@ -61,3 +62,18 @@ class Bounder(ABC):
         """Upper bounds as of ``maximum``, where it is enough to know whether they are below ``enough``, (batch, k)."""
         del enough
         return Answer(self.maximum(problem, x_part, u_part))
+
+
+class OneByOne(Bounder):
+    """A way that takes a programme for each sample and functional: ``answer`` is what it does."""
+
+    @property
+    def together(self) -> int:  # noqa: D102
+        return 1
+
+    def maximum(self, problem: Problem, x_part: Tensor, u_part: Tensor) -> Tensor:  # noqa: D102
+        shape = (len(problem.x0), x_part.shape[-2])
+        return self.answer(problem, x_part, u_part, problem.x0.new_full(shape, -torch.inf)).bound
+
+    @abstractmethod
+    def answer(self, problem: Problem, x_part: Tensor, u_part: Tensor, enough: Tensor) -> Answer: ...  # noqa: D102

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Answer, Bounder
+from .base import Answer, OneByOne
 from .hull import bound, hull
 from .problem import Problem
 from .program import Program
@@ -16,7 +16,7 @@ __all__ = ["LinearProgram"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProgram(Bounder):
+class LinearProgram(OneByOne):
     """The optimum of the linear relaxation: (zᵢ, xᵢ) in the least polygon around φ over the bounds of zᵢ.
 
     For relu these are the triangles of Ehlers (2017); the programme of El Ghaoui et al. (2021, section 4) is that
@@ -31,19 +31,11 @@ class LinearProgram(Bounder):
 
     time_limit: float = 60.0
 
-    @property
-    def together(self) -> int:  # noqa: D102
-        return 1
-
-    def maximum(self, problem: Problem, x_part: Tensor, u_part: Tensor) -> Tensor:  # noqa: D102
-        shape = (len(problem.x0), x_part.shape[-2])
-        return self.answer(problem, x_part, u_part, problem.x0.new_full(shape, -torch.inf)).bound
-
     def answer(self, problem: Problem, x_part: Tensor, u_part: Tensor, enough: Tensor) -> Answer:  # noqa: D102
         least, u = problem.maximum(x_part, u_part), problem.region.centre.clone()
         shape = (len(least), x_part.shape[-2], -1)
         c, d = x_part.expand(shape), u_part.expand(shape)
-        for i in torch.isfinite(problem.z.size).all(1).nonzero().flatten():
+        for i in problem.bounded:
             one = problem.take(i[None])
             polygons, highest = hull(one), -torch.inf
             program = Program(one, polygons)

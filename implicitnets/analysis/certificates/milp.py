@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .base import Answer, Bounder
+from .base import Answer, OneByOne
 from .hull import bound, hull, kinks
 from .problem import Problem
 from .program import Found, Program
@@ -41,7 +41,7 @@ class Maximum(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedInteger(Bounder):
+class MixedInteger(OneByOne):
     """The exact maximum where φ is piecewise linear: the mixed-integer programme of which piece each row of z is on.
 
     Branch and bound. A node is a linear programme over the polygons of the pieces that are left (the formulation is
@@ -58,14 +58,10 @@ class MixedInteger(Bounder):
     time_limit: float = 60.0
     rtol: float = 1e-6
 
-    @property
-    def together(self) -> int:  # noqa: D102
-        return 1
-
     def maximum(self, problem: Problem, x_part: Tensor, u_part: Tensor) -> Tensor:  # noqa: D102
         least = problem.maximum(x_part, u_part)
         c, d = _each(x_part, least), _each(u_part, least)
-        for i in _known(problem):
+        for i in problem.bounded:
             found = [self.search(problem.take(i[None]), *pair).bound for pair in zip(c[i], d[i], strict=True)]
             least[i] = torch.minimum(least[i], least.new_tensor(found))
         return least
@@ -74,7 +70,7 @@ class MixedInteger(Bounder):
         """Sample by sample from the worst functional on, up to the first that is above what is enough."""
         least, u = problem.maximum(x_part, u_part), problem.region.centre.clone()
         c, d = _each(x_part, least), _each(u_part, least)
-        for i in _known(problem):
+        for i in problem.bounded:
             for j in (least[i] - enough[i]).argsort(descending=True):
                 if least[i, j] < enough[i, j]:
                     break
@@ -99,10 +95,6 @@ class MixedInteger(Bounder):
 
 def _each(rows: Tensor, like: Tensor) -> Tensor:
     return rows.expand(*like.shape, -1)
-
-
-def _known(problem: Problem) -> Tensor:
-    return torch.isfinite(problem.z.size).all(1).nonzero().flatten()
 
 
 @dataclass(order=True)

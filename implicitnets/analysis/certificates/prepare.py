@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -10,12 +11,21 @@ from torch import Tensor
 
 from ...activations import Blocks, plain
 from ...models import AffineForm
+from ...solution import ConvergenceWarning
 from ..regions import Box, Region
 from .problem import EPS, Bounds, Problem, product
 from .rewriting import componentwise, eliminated
 from .start import ball, box, interval
 
-__all__ = ["prepare"]
+__all__ = ["found_states", "prepare"]
+
+
+def found_states(form: AffineForm, u: Tensor) -> Tensor:
+    """States for inputs, as far as they are found: what was not has a large residual, which bounds contain."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        value: Tensor = form.solve(u).value
+    return value.nan_to_num(0, 0, 0)
 
 
 def prepare(form: AffineForm, region: Region, x0: Tensor) -> Problem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ...models import AffineForm, affine
-from ...solution import ConvergenceWarning
 from ..regions import Region, region
 from .base import Bounder
 from .certificate import Certificate, Certificates, Verdict
 from .climb import Climb
 from .ladder import rungs
-from .prepare import prepare
+from .prepare import found_states, prepare
 from .problem import Bounds, shifted
 
 __all__ = ["certify", "reachable"]
@@ -93,7 +91,7 @@ def certify(  # noqa: PLR0913  (what is asked, how to answer, and how to compute
     items: list[Certificate] = []
     for rows in _batches(x, batch):
         part = where.take(rows)
-        x0 = _states(form, part.centre)
+        x0 = found_states(form, part.centre)
         named = _labels(form, part.centre, x0, None if labels is None else labels[rows])
         wanted = _margins(named, form) if goals is None else _goals(goals, form, rows)
         climb = Climb(form, part, wanted, x0, x.dtype)
@@ -154,7 +152,7 @@ def reachable(
     parts = [wanted.new_empty(2, 0, len(wanted))]
     for rows in _batches(x, batch):
         part = where.take(rows)
-        problem = prepare(form, part, _states(form, part.centre))
+        problem = prepare(form, part, found_states(form, part.centre))
         c, d, bias = (wanted @ of for of in (problem.form.C, problem.form.D, problem.form.c))
         best = problem.values(c, d, bias)
         for bounder in bounders:
@@ -191,14 +189,6 @@ def _region(
     fit = torch.isfinite(x.flatten(1)).all(1)
     held = torch.where(fit.view(-1, *(1 for _ in x.shape[1:])), x, 0 if domain is None else float(domain[0]))
     return fit, region(held, radius, norm, cardinality=cardinality, domain=domain)
-
-
-def _states(form: AffineForm, u: Tensor) -> Tensor:
-    """States for inputs, as far as they are found."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the bounds have the residual in them
-        value: Tensor = form.solve(u).value
-    return value.nan_to_num(0, 0, 0)
 
 
 def _labels(form: AffineForm, u: Tensor, x0: Tensor, labels: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...activations import Blocks
 from ..multipliers import Pencil, minimize
 from ..regions import Box
-from .base import Answer, Bounder
+from .base import Answer, OneByOne
 from .hull import hull
 from .problem import EPS, Problem
 from .program import Program
@@ -34,7 +34,7 @@ BENT = {"relu": 0.0, "leaky_relu": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Semidefinite(Bounder):
+class Semidefinite(OneByOne):
     """Shor's relaxation of products of constraints (Raghunathan, Steinhardt and Liang 2018; Chen et al. 2021).
 
     For relu x ≥ 0, x ≥ z and x(x − z) = 0, with bounds of x, z and u as products (v − l)(v − h) ≤ 0; for others the
@@ -54,18 +54,10 @@ class Semidefinite(Bounder):
 
     rtol: float = 1e-6
 
-    @property
-    def together(self) -> int:  # noqa: D102
-        return 1
-
-    def maximum(self, problem: Problem, x_part: Tensor, u_part: Tensor) -> Tensor:  # noqa: D102
-        shape = (len(problem.x0), x_part.shape[-2])
-        return self.answer(problem, x_part, u_part, problem.x0.new_full(shape, -torch.inf)).bound
-
     def answer(self, problem: Problem, x_part: Tensor, u_part: Tensor, enough: Tensor) -> Answer:  # noqa: D102
         least, lowest = problem.maximum(x_part, u_part), -problem.maximum(-x_part, -u_part)
         c, d = (part.expand(*least.shape, -1) for part in (x_part, u_part))
-        for i in torch.isfinite(problem.z.size).all(1).nonzero().flatten():
+        for i in problem.bounded:
             one = problem.take(i[None])
             shor = _Shor(one)
             for j in (least[i] >= enough[i]).nonzero().flatten():

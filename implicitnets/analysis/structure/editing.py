@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from ...activations import Blocks, as_activation, plain
 from ...models import AffineForm, NotAffine
-from ...solution import ConvergenceWarning
 from ..certificates.crown import Crown
+from ..certificates.prepare import found_states
 from ..certificates.problem import Bounds, Problem, product
 from ..certificates.start import ball, box, interval
 from ..regions import Box, Region
@@ -37,11 +36,8 @@ def bounds(form: AffineForm, region: Region | None) -> Problem | None:
     """
     if region is None:
         return _anywhere(form)
-    with warnings.catch_warnings():  # what was not solved well has a large residual, which the bounds contain
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        start = form.solve(region.centre).value
     try:
-        problem = Problem.of(form, region, start)
+        problem = Problem.of(form, region, found_states(form, region.centre))
     except NotAffine:
         return None
     problem = interval(ball(box(problem)))

@@ -116,12 +116,14 @@ def check_masking(
     white = run(method)
     labels = white.labels
     victim, width = Victim(model, tuple(x.shape[1:]), torch.float64, gradient), _width(x, domain)
+    u = x.detach().double().flatten(1)
+    logits, _, g, _ = victim.gradient(u, labels, "margin")
     far = width * {"inf": 1.0, "2": math.sqrt(x[0].numel()), "1": float(x[0].numel())}[str(norm).removesuffix(".0")]
     far = far if domain is not None else 10 * far + 100 * radius
     return Masking(
         checks=(
-            _gradients(victim, x, labels, width),
-            _differences(victim, x, labels, generator),
+            _gradients(margins(logits, labels), g, width),
+            _differences(victim, u, labels, g, generator),
             _compared("many steps beat one", white, FGSM=run(FGSM()), attack=white),
             _compared("gradients beat noise", white, noise=run(Noise()), attack=white),
             _compared("gradients beat differences", white, SPSA=run(SPSA()), attack=white),
@@ -145,20 +147,16 @@ def _width(x: Tensor, domain: tuple[float, float] | None) -> float:
     return float(x.max() - x.min()) if domain is None else domain[1] - domain[0]
 
 
-def _gradients(victim: Victim, x: Tensor, labels: Tensor, width: float) -> Check:
+def _gradients(margin: Tensor, g: Tensor, width: float) -> Check:
     """Whether the gradient of the margin is not so small that the whole domain would not matter."""
-    u = x.detach().double().flatten(1)
-    logits, _, g, _ = victim.gradient(u, labels, "margin")
-    gain = g.abs().sum(1) * width / margins(logits, labels).abs().clamp_min(torch.finfo(g.dtype).tiny)
+    gain = g.abs().sum(1) * width / margin.abs().clamp_min(torch.finfo(g.dtype).tiny)
     vanished = float((gain < 1e-6).double().mean())
     numbers = {"share vanished": vanished, "median gain over the domain": float(gain.median())}
     return Check(name="gradients do not vanish", passed=vanished <= SLACK, numbers=numbers)
 
 
-def _differences(victim: Victim, x: Tensor, labels: Tensor, generator: torch.Generator) -> Check:
+def _differences(victim: Victim, u: Tensor, labels: Tensor, g: Tensor, generator: torch.Generator) -> Check:
     """Whether the gradient predicts differences of the exact margin, along itself and along a random direction."""
-    u = x.detach().double().flatten(1)
-    _, _, g, _ = victim.gradient(u, labels, "margin")
     random = torch.randn(u.shape, generator=generator, dtype=u.dtype).to(u.device)
     errors = []
     for direction in (random, torch.where(g.abs().amax(1, keepdim=True) > 1e-100, g, random)):

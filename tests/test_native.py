@@ -59,14 +59,14 @@ def test_same_norms_and_who_meets_the_tolerance(dtype, shape):
         ((1.01 * float(residual.max()), 0.0), (none, lots), shape[0]),
         ((1.01 * float(residual.max()), 0.0), (lots, none), -1),
     ):
-        norms, met = native.Measure(z, limits, bounds[1], nobody)(z, fz, bounds[0])
+        norms, met = native.Measure(z, limits, bounds[1], bounds[0], nobody)(z, fz)
         assert norms == pytest.approx(expected, rel=1e-5)
         assert met == expected_met
     fz[0, 0] = torch.nan
-    measure = native.Measure(z, (0.0, 0.0), lots, nobody)
-    assert measure(z, fz, lots)[1] == -1
+    measure = native.Measure(z, (0.0, 0.0), lots, lots, nobody)
+    assert measure(z, fz)[1] == -1
     nobody[0] = True
-    norms, met = measure(z, fz, lots)
+    norms, met = measure(z, fz)
     assert met == 0
     assert norms[:, 0].tolist() == [0, 0]
     assert norms[:, 1:] == pytest.approx(expected[:, 1:], rel=1e-5)

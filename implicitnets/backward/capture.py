@@ -184,11 +184,14 @@ def _outside(outputs: Sequence[Tensor], start: int, known: Collection[Tensor]) -
     Raises:
         RuntimeError: If they depend on an older result that is not among ``known``.
     """
+    outputs = [t for t in outputs if t.requires_grad]
+    if not outputs:
+        return []
     edges = {(t.grad_fn, t.output_nr) for t in known if t.grad_fn is not None}
     known_leaves = {id(t) for t in known if t.grad_fn is None}
     stack: list[tuple[Node | None, int]] = [(t.grad_fn, t.output_nr) for t in outputs]
     seen: set[Node] = set()
-    missing = [t for t in outputs if t.grad_fn is None and t.requires_grad and id(t) not in known_leaves]
+    missing = [t for t in outputs if t.grad_fn is None and id(t) not in known_leaves]
     while stack:
         node, index = stack.pop()
         if node is None or (node, index) in edges:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..pytree import Layout
-from ..solution import Solution
+from ..solution import Solution, amended
 from .sync import Ranks
 
 __all__ = ["Frame"]
@@ -35,7 +35,7 @@ class Frame:
     @property
     def natural(self) -> bool:
         """Whether there is nothing to reshape."""
-        return not self.copies and not self._merged
+        return not (self.copies or self.joint or self.ranks is not None)
 
     @property
     def plain(self) -> bool:
@@ -91,13 +91,11 @@ class Frame:
 
     def told(self, found: Solution, value: Sequence[Tensor], more: int = 0) -> Solution:
         """The record of a solve in rows, sample by sample, with these leaves of its value, and more evaluations."""
-        evaluations = found.evaluations + more
+        found = amended(found, value=self.tree(value), evaluations=found.evaluations + more)
         if self.natural:
-            return replace(found, value=self.tree(value), evaluations=evaluations)
-        return replace(
+            return found
+        return amended(
             found,
-            value=self.tree(value),
-            evaluations=evaluations,
             residual=self.per_sample(found.residual),
             steps=self.per_sample(found.steps),
             status=self.per_sample(found.status),

@@ -8,7 +8,7 @@ with operands (z, θ, g), a derivative of the backward is the same Function once
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..nonsmooth import Autograd, Selection
 from ..pytree import leaves
-from ..solution import Solution
+from ..solution import Solution, amended
 from ..solvers import Solver
 from .base import Backward, Equation, Report
 from .capture import refuse_traced
@@ -87,7 +87,7 @@ class Implicit(Backward):
         assert solution is not None
         if self.unconverged == "mask":
             value = [_where(converged, z, z.detach()) for z in value]
-        return replace(solution, value=equation.layout.tree(value))
+        return amended(solution, value=equation.layout.tree(value))
 
 
 def solve_apart(equation: Equation, solver: Solver, start: Sequence[Tensor]) -> Solution:
@@ -95,7 +95,7 @@ def solve_apart(equation: Equation, solver: Solver, start: Sequence[Tensor]) -> 
     problem = Forward(equation, solver, Implicit(), None)
     *value, _ = apply(_FixedPoint, problem, *map(torch.detach, (*start, *equation.operands)))
     assert problem.solution is not None
-    return replace(problem.solution, value=equation.layout.tree([t.detach() for t in value]))
+    return amended(problem.solution, value=equation.layout.tree([t.detach() for t in value]))
 
 
 class _FixedPoint(torch.autograd.Function):

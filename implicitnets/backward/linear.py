@@ -6,7 +6,6 @@ They are fixed-point equations too, so their own derivatives lead to such equati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 
-from ..solution import warn_unconverged
+from ..solution import amended, warn_unconverged
 from ..solvers import GMRES, Anderson, Dense, Fallback, Solver, SplitJacobian
 from ..solvers.newton import solve_scaled
 from .error import error_bound, estimate_error
@@ -154,9 +153,9 @@ class Linearization:
         found = solve_scaled(together(solver, frame.ranks), linear, right)
         match rule.contraction:
             case "unknown":
-                found = replace(found, error=estimate_error(linear, found.value, right))
+                found = amended(found, error=estimate_error(linear, found.value, right))
             case float() | int() as q:
-                found = replace(found, error=error_bound(found, q))
+                found = amended(found, error=error_bound(found, q))
         w = frame.unpack(found.value)
         if root.report is not None:
             root.report(frame.told(found, w))

@@ -4,6 +4,8 @@
  * in the process already. The same mathematics as tensor operations stand in loop.py, iterate.py and anderson.py. */
 #ifndef REAL
 #include <math.h>
+#include <stdint.h>
+#include <string.h>
 #define MAX_MEMORY 32
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__)
 #define CLONES __attribute__((target_clones("avx2", "default")))
@@ -15,8 +17,8 @@
 struct job {
     long threads, rows, size;
     double atol, rtol;
-    const double *horizon;
-    const unsigned char *done;
+    const double *horizon, *least;
+    unsigned char *done;
 };
 
 #define REAL float
@@ -69,7 +71,7 @@ CLONES static void NAME(row_norms)(long size, const REAL *z, const REAL *fz, dou
 /* norms = |fz - z| of each row, then |fz| of each row; those of the rows that are done are 0. Returns how many of the
  * others meet the tolerance, or -1 if there is one that neither does nor has a residual below `least`, or whose |fz| is
  * beyond the horizon. */
-long NAME(measure)(const struct job *job, const REAL *z, const REAL *fz, const double *least, double *norms) {
+long NAME(measure)(const struct job *job, const REAL *z, const REAL *fz, double *norms) {
     long threads = job->threads, rows = job->rows, size = job->size, odd = 0, met = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) reduction(+ : odd, met)
     for (long b = 0; b < rows; b++) {
@@ -78,12 +80,25 @@ long NAME(measure)(const struct job *job, const REAL *z, const REAL *fz, const d
             NAME(row_norms)(size, z + b * size, fz + b * size, &residual, &scale);
             int meets = residual <= job->atol + job->rtol * scale;
             met += meets;
-            odd += !((meets || residual < least[b]) && scale <= job->horizon[b]);
+            odd += !((meets || residual < job->least[b]) && scale <= job->horizon[b]);
         }
         norms[b] = residual;
         norms[rows + b] = scale;
     }
     return odd ? -1 : met;
+}
+
+/* What `measure` counted becomes done: point, residual and step of each of these rows go to its sample's place. */
+void NAME(settle)(const struct job *job, const REAL *z, const double *norms, long step, const int64_t *sample,
+                  REAL *value, double *residual, int64_t *steps) {
+    long rows = job->rows, size = job->size;
+    for (long b = 0; b < rows; b++) {
+        if (job->done[b] || !(norms[b] <= job->atol + job->rtol * norms[rows + b])) continue;
+        job->done[b] = 1;
+        residual[sample[b]] = norms[b];
+        steps[sample[b]] = step;
+        memcpy(value + sample[b] * size, z + b * size, size * sizeof(REAL));
+    }
 }
 
 /* Solve the symmetric positive definite n x n system in place by Cholesky; a pivot lost to rounding drops its slot. */

@@ -25,6 +25,7 @@ __all__ = ["Measure", "anderson", "fits", "library"]
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 LARGE = 2**18
 """From this many entries on, tensor operations are used where they have more than two threads: on one thread they
@@ -86,6 +87,11 @@ def fits(z: Tensor) -> bool:
 
 
 @functools.cache
+def _measuring(dtype: torch.dtype) -> tuple[Any, Any]:
+    return _function("measure", dtype, "pppp"), _function("settle", dtype, "ppplpppp")
+
+
+@functools.cache
 def _function(name: str, dtype: torch.dtype, arguments: str) -> Any:
     """A function of the library; ``arguments`` has a letter for each: long, double or pointer."""
     function = getattr(library(), f"{name}_f32" if dtype == torch.float32 else f"{name}_f64")
@@ -108,33 +114,45 @@ class _Job(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_long) for name in ("threads", "rows", "size")),
         *((name, ctypes.c_double) for name in ("atol", "rtol")),
-        *((name, ctypes.c_void_p) for name in ("horizon", "done")),
+        *((name, ctypes.c_void_p) for name in ("horizon", "least", "done")),
     )
 
 
 class Measure:
-    """‖fz − z‖ and ‖fz‖ of each row, shape (2, rows), and how many rows meet the tolerance, if all are as usual.
-
-    These are the rows with ‖fz‖ ≤ horizon that meet it, ‖fz − z‖ ≤ atol + rtol · ‖fz‖, or have ‖fz − z‖ < least, and
-    those that are done, whose norms are 0 and which are not counted. If one is not, the number is -1.
+    """Measures points of a batch, and keeps those that meet the tolerance: the loop on the CPU, where all is as usual.
 
     Args:
         like: A matrix like all that will be measured.
         limits: atol and rtol.
-        horizon: By row.
-        done: By row. Both are looked at anew each time.
+        horizon: By row, of ‖fz‖.
+        least: By row, the residual to be improved on.
+        done: By row, who is not looked at any more. All three are read anew each time.
     """
 
-    def __init__(self, like: Tensor, limits: tuple[float, float], horizon: Vector, done: Mask) -> None:
-        self._kept = horizon, done
-        self._job = _Job(_threads(like), *like.shape, *limits, _pointer(horizon), _pointer(done))
-        self._at, self._function = ctypes.byref(self._job), _function("measure", like.dtype, "ppppp")
+    def __init__(self, like: Tensor, limits: tuple[float, float], horizon: Vector, least: Vector, done: Mask) -> None:
+        self._kept = horizon, least, done
+        self._job = _Job(_threads(like), *like.shape, *limits, *map(_pointer, self._kept))
+        self._at, self._rows = ctypes.byref(self._job), like.shape[0]
+        self._measure, self._settle = _measuring(like.dtype)
 
-    def __call__(self, z: Tensor, fz: Tensor, least: Vector) -> tuple[Vector, int]:
-        """Measure a point z and the value there, with the residuals that are to be improved on."""
-        norms = np.empty((2, len(least)))
-        met: int = self._function(self._at, z.data_ptr(), fz.data_ptr(), _pointer(least), _pointer(norms))
+    def __call__(self, z: Tensor, fz: Tensor) -> tuple[Vector, int]:
+        """‖fz − z‖ and ‖fz‖ of each row, shape (2, rows), and how many rows meet the tolerance, if all are as usual.
+
+        These are the rows with ‖fz‖ ≤ horizon that meet it, ‖fz − z‖ ≤ atol + rtol · ‖fz‖, or have ‖fz − z‖ < least,
+        and those that are done, whose norms are 0 and which are not counted. If one is not, the number is -1.
+        """
+        norms = np.empty((2, self._rows))
+        met: int = self._measure(self._at, z.data_ptr(), fz.data_ptr(), _pointer(norms))
         return norms, met
+
+    def settle(
+        self, z: Tensor, norms: Vector, step: int, sample: Indices, value: Tensor, residual: Vector, steps: Indices
+    ) -> None:
+        """Have the rows that meet the tolerance be done, and note point, residual and ``step`` for their samples."""
+        self._settle(
+            *(self._at, z.data_ptr(), _pointer(norms), step, _pointer(sample)),
+            *(value.data_ptr(), _pointer(residual), _pointer(steps)),
+        )
 
 
 def anderson(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..nonsmooth import Autograd, Selection
-from ..solution import Solution
+from ..solution import Solution, amended
 from .base import Iterative, Solver, require
 from .krylov import GMRES
 from .loop import Iterate
@@ -89,4 +89,4 @@ def solve_scaled(solver: Solver, linear: object, right: Tensor) -> Solution:
     unit = largest * torch.where(size > 0, size, 1.0)
     offset = right / unit
     found = solver.run(Affine(linear, offset), torch.zeros_like(offset), fz0=offset)  # type: ignore[arg-type]
-    return replace(found, value=found.value * unit)
+    return amended(found, value=found.value * unit)

@@ -73,6 +73,17 @@ def test_same_norms_and_who_meets_the_tolerance(dtype, shape):
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_cosines_of_residuals(dtype):
+    z, fz, other_z, other_fz = (normal(4, 300, dtype=dtype, seed=seed) for seed in range(4))
+    other_fz[1], other_fz[2] = other_z[1] - 3 * (fz - z)[1], other_z[2]
+    found = native.cosines((z, fz), (other_z, other_fz), 256)
+    expected = torch.cosine_similarity((fz - z)[:, :256], (other_fz - other_z)[:, :256])
+    assert found == pytest.approx(expected.numpy(), rel=1e-4)
+    assert found[1:3] == pytest.approx([-1, 0])
+
+
+@needs_compiler
 @pytest.mark.parametrize("solver", [Anderson(lazy=0.0), Picard()], ids=str)
 def test_threads_change_nothing(monkeypatch, solver):
     monkeypatch.setattr(native, "SHARE", 8)

@@ -17,6 +17,16 @@ from .window import combine, inner
 
 __all__ = ["Anderson"]
 
+ALIGNED = 0.3
+"""A residual with this cosine to the one two steps before: f acts on few directions, and mixing pays. For symmetric
+maps with eigenvalues all over an interval it is 0.4 to 0.75, for maps of independent entries 0 (measured)."""
+
+DEAR = 512
+"""States of so many entries are compared so: below it, f is cheap, and mixing early does not pay (measured)."""
+
+COMPARED = 256
+"""So many entries of a state show how much two residuals are alike."""
+
 SOON = 3
 """Who is this many plain steps from its tolerance, at the rate of the last one, need not begin to mix."""
 
@@ -61,6 +71,7 @@ class _History:
     controls: _Controls | None = None
     all_awake: bool = False
     waiting: bool = False  # whether anybody may be
+    first: Iterate | None = None  # where it started, until the second step was compared with it
     last: Iterate | None = None
     older: Vector | None = None  # residuals of the point before that
     rings: _Rings | None = None
@@ -84,7 +95,8 @@ class Anderson(Iterative[_History]):
         damping: Share of the residual that is not added, in [0, 1).
         ridge: Ridge of the normalized Gram matrix, in units of machine precision.
         lazy: Steps stay plain, which is cheaper, as long as two of them together reduce a sample's residual to the
-            square of this share, or three more like the last one would reach the tolerance; in [0, 1). 0 mixes from the
+            square of this share, and the second one leaves none that is like the first (looked at for states of 512
+            entries or more), or three more like the last one would reach the tolerance; in [0, 1). 0 mixes from the
             second step on.
 
     Raises:
@@ -119,6 +131,8 @@ class Anderson(Iterative[_History]):
         last, state.last = state.last, now
         if last is not None:
             self._wake(now, last, state)
+        elif now.z.shape[1] >= DEAR:
+            state.first = now
         if not state.damped and (last is None or state.rings is None):
             return now.fz
         controls, rings = self._controls(now.z, state), state.rings
@@ -147,6 +161,9 @@ class Anderson(Iterative[_History]):
         slow = ~state.awake
         if older is not None:
             fell = residual <= self.lazy**2 * older
+            if state.first is not None:
+                fell &= ~_aligned(now, state.first)
+                state.first = None
             if np.count_nonzero(fell) == fell.size:
                 return
             slow &= ~fell
@@ -218,7 +235,17 @@ class Anderson(Iterative[_History]):
             state,
             controls=None if controls is None else controls.select(rows),
             awake=state.awake[rows.cpu().numpy()],
+            first=None if state.first is None else state.first.take(rows),
             last=None if state.last is None else state.last.take(rows),
             older=None if state.older is None else state.older[rows.cpu().numpy()],
             rings=None if rings is None else rings.select(rows),
         )
+
+
+def _aligned(now: Iterate, first: Iterate) -> Mask:
+    """Whose residual is much like the first one."""
+    if native.fits(now.z):
+        return native.cosines((now.z, now.fz), (first.z, first.fz), COMPARED) >= ALIGNED
+    a, b = ((at.fz[:, :COMPARED] - at.z[:, :COMPARED]) for at in (now, first))
+    aligned: Mask = (torch.cosine_similarity(a, b) >= ALIGNED).cpu().numpy()
+    return aligned

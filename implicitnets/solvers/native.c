@@ -101,6 +101,24 @@ void NAME(settle)(const struct job *job, const REAL *z, const double *norms, lon
     }
 }
 
+/* <r, s> / (|r| |s|) of each row, where r = fz - z and s = other_fz - other_z, over its first `columns` entries. */
+CLONES void NAME(cosines)(long rows, long size, long columns, const REAL *z, const REAL *fz, const REAL *other_z,
+                          const REAL *other_fz, double *cosine) {
+    for (long b = 0; b < rows; b++) {
+        long at = b * size;
+        REAL product = 0, first = 0, second = 0;
+#pragma omp simd reduction(+ : product, first, second)
+        for (long i = at; i < at + columns; i++) {
+            REAL r = fz[i] - z[i], s = other_fz[i] - other_z[i];
+            product += r * s;
+            first += r * r;
+            second += s * s;
+        }
+        double size_ = sqrt((double)first) * sqrt((double)second);
+        cosine[b] = size_ > 0 ? product / size_ : 0;
+    }
+}
+
 /* Solve the symmetric positive definite n x n system in place by Cholesky; a pivot lost to rounding drops its slot. */
 static void NAME(cholesky_solve)(long n, double a[MAX_MEMORY][MAX_MEMORY], double *x) {
     for (long i = 0; i < n; i++) {

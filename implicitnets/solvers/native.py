@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Measure", "anderson", "fits", "library"]
+__all__ = ["Measure", "anderson", "cosines", "fits", "library"]
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -153,6 +153,15 @@ class Measure:
             *(self._at, z.data_ptr(), _pointer(norms), step, _pointer(sample)),
             *(value.data_ptr(), _pointer(residual), _pointer(steps)),
         )
+
+
+def cosines(now: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], columns: int) -> Vector:
+    """⟨fz − z, other fz − z⟩ of each row over its first ``columns`` entries, in units of their norms; 0 where one is."""
+    found, (z, fz) = np.empty(now[0].shape[0]), now
+    _function("cosines", z.dtype, "lll" + "p" * 5)(
+        *z.shape, columns, *[tensor.data_ptr() for tensor in (z, fz, *other)], _pointer(found)
+    )
+    return found
 
 
 def anderson(

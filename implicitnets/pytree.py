@@ -118,6 +118,8 @@ class Layout:
             ValueError: If a shape differs.
         """
         if isinstance(state, Tensor) and self.single:
+            if state.shape == (batch, *self.shapes[0]) and state.dtype == self.dtypes[0]:
+                return [state]
             flat: Sequence[Any] = (state,)
         else:
             flat, spec = _pytree.tree_flatten(state)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from problems import DTYPES, PROBLEMS, matrix, monotone, normal
 
-from implicitnets.solvers import Anderson, Iterate, Picard, native
+from implicitnets.solvers import Anderson, Iterate, Picard, native, newton
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="there is no C compiler")
 
@@ -70,6 +70,22 @@ def test_same_norms_and_who_meets_the_tolerance(dtype, shape):
     assert met == 0
     assert norms[:, 0].tolist() == [0, 0]
     assert norms[:, 1:] == pytest.approx(expected[:, 1:], rel=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (3, 1000)])
+def test_same_rows_in_units_of_their_norms(dtype, shape):
+    for factor in (1.0, torch.finfo(dtype).tiny, torch.finfo(dtype).max / 1e3):
+        right = factor * normal(*shape, dtype=dtype)
+        right[-1, 1:] = 0
+        right[0] = torch.where(right[0] > 0, 0, right[0])
+        for found, expected in zip(native.scaled(right), newton._scaled(right), strict=True):
+            assert torch.allclose(found, expected, rtol=1e-5, atol=0)
+    offset, unit = native.scaled(torch.zeros(2, 3, dtype=dtype))
+    assert offset.tolist() == [[0, 0, 0]] * 2
+    assert unit.tolist() == [[1], [1]]
+    assert native.scaled(torch.full((1, 2), torch.nan, dtype=dtype))[0].isnan().all()
 
 
 @needs_compiler

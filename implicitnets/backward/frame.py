@@ -86,6 +86,8 @@ class Frame:
 
     def per_sample(self, x: Tensor) -> Tensor:
         """What is known of each row, shape ``(rows,)``, for each sample, shape ``(*copies, batch)``."""
+        if self.natural:
+            return x
         lead = (*self.copies, self.layout.batch)
         return x.reshape(*self.copies, 1).expand(lead) if self._merged else x.reshape(lead)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import _engine_run_backward
+from torch.autograd import Variable
 
 from ..solution import amended, warn_unconverged
 from ..solvers import GMRES, Anderson, Dense, Fallback, Solver, SplitJacobian
@@ -95,9 +95,10 @@ class Linearization:
             self.theta = list(theta) if independent else [t.detach().requires_grad_(t.requires_grad) for t in theta]
             self.out = problem.apply(self.z, self.theta)
         self.outputs = tuple(t for t in self.out if t.requires_grad)
+        self._inputs = tuple(self.z)
 
     def solve_adjoint(self, g: Tensors) -> tuple[list[Tensor], Tensor]:
-        """The w with w = Jᵀw + g, by the rule's solver, and which samples converged."""
+        """The w with w = Jᵀw + g, by the rule's solver, and the status of each sample."""
         return self._solve(
             _Linear(self.problem.frame, self._pull, partial(self._factors, transposed=True)), g, "gradient"
         )
@@ -132,8 +133,8 @@ class Linearization:
         """Jᵀw, as ``torch.autograd.grad`` computes it, without its checks: they take a fifth of a small product."""
         if not self.outputs:
             return [torch.zeros_like(t) for t in self.z]
-        found = _engine_run_backward(
-            self.outputs, self._shown(w), True, False, tuple(self.z), allow_unreachable=True, accumulate_grad=False
+        found = Variable._execution_engine.run_backward(
+            self.outputs, self._shown(w), True, False, self._inputs, allow_unreachable=True, accumulate_grad=False
         )
         return [torch.zeros_like(z) if t is None else t for z, t in zip(self.z, found, strict=True)]
 
@@ -144,6 +145,8 @@ class Linearization:
 
     def _shown(self, cotangents: Tensors) -> tuple[Tensor, ...]:
         """Those of the outputs that depend on anything."""
+        if len(self.outputs) == len(self.out):
+            return tuple(cotangents)
         return tuple(c for t, c in zip(self.out, cotangents, strict=True) if t.requires_grad)
 
     def _solve(self, linear: _Linear, g: Tensors, what: str) -> tuple[list[Tensor], Tensor]:
@@ -165,7 +168,7 @@ class Linearization:
             what=f"{what} of a fixed point (residual of its linear equation, in units of the right-hand side)",
             remedies=f"{type(solver).remedies}, given as backward=Implicit(solver=...)",
         )
-        return w, frame.per_sample(found.converged)
+        return w, frame.per_sample(found.status)
 
 
 class _Linear:

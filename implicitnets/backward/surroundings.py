@@ -32,6 +32,7 @@ class Surroundings:
         """See what the first call of f has used."""
         self.updated = list(updated)
         self.random = None if torch.equal(self._before, _random_state(self.device)) else self._before
+        del self._before  # as large as a small state
 
     @property
     def matter(self) -> bool:

@@ -101,6 +101,27 @@ void NAME(settle)(const struct job *job, const REAL *z, const double *norms, lon
     }
 }
 
+/* unit = |right| of each row, or 1 where that is 0, and scaled = right / unit. The entries are divided by the largest
+ * first, so that no square under- or overflows. */
+void NAME(scale)(long threads, long rows, long size, const REAL *right, REAL *scaled, REAL *unit) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (long b = 0; b < rows; b++) {
+        const REAL *from = right + b * size;
+        REAL *to = scaled + b * size, largest = 0;
+        double sum = 0;
+#pragma omp simd reduction(max : largest)
+        for (long i = 0; i < size; i++) {
+            REAL a = from[i] < 0 ? -from[i] : from[i];
+            largest = a > largest ? a : largest;
+        }
+        if (!(largest > 0)) largest = 1;
+#pragma omp simd reduction(+ : sum)
+        for (long i = 0; i < size; i++) sum += (from[i] / largest) * (from[i] / largest);
+        unit[b] = largest * (REAL)(sum > 0 ? sqrt(sum) : 1);
+        for (long i = 0; i < size; i++) to[i] = from[i] / unit[b];
+    }
+}
+
 /* <r, s> / (|r| |s|) of each row, where r = fz - z and s = other_fz - other_z, over its first `columns` entries. */
 CLONES void NAME(cosines)(long rows, long size, long columns, const REAL *z, const REAL *fz, const REAL *other_z,
                           const REAL *other_fz, double *cosine) {

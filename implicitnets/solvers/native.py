@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Measure", "anderson", "cosines", "fits", "library"]
+__all__ = ["Measure", "anderson", "cosines", "fits", "library", "scaled"]
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -155,8 +155,16 @@ class Measure:
         )
 
 
+def scaled(right: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row in units of its norm, and that, shape (rows, 1); 1 where it is 0."""
+    out, unit = torch.empty_like(right), right.new_empty(right.shape[0], 1)
+    pointers = [tensor.data_ptr() for tensor in (right, out, unit)]
+    _function("scale", right.dtype, "lllppp")(_threads(right), *right.shape, *pointers)
+    return out, unit
+
+
 def cosines(now: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], columns: int) -> Vector:
-    """⟨fz − z, other fz − z⟩ of each row over its first ``columns`` entries, in units of their norms; 0 where one is."""
+    """⟨fz − z, the other fz − z⟩ of each row, over its first ``columns`` entries, by their norms; 0 where one is."""
     found, (z, fz) = np.empty(now[0].shape[0]), now
     _function("cosines", z.dtype, "lll" + "p" * 5)(
         *z.shape, columns, *[tensor.data_ptr() for tensor in (z, fz, *other)], _pointer(found)

@@ -87,19 +87,19 @@ class Loop(Generic[StateT]):
         np.copyto(self.least, self.now.host_norms()[0])
         self.best.renew()
         if met:
-            self._keep(met)
+            self._keep()
         return self.finished < self.done.size
 
-    def _keep(self, met: int) -> None:
-        """Settle the rows that have converged, ``met`` of them, where all that are at work are at their best."""
+    def _keep(self) -> None:
+        """Settle the rows that have converged, where all that are at work are at their best."""
         norms, spent = self.now.host_norms(), self.solver.spent(self.state, self.step)
         if self.native is None or not isinstance(spent, int):
             self._settle((norms[0] <= self._limit(norms[1])) & ~self.done, norms[0], int(Status.CONVERGED))
             return
         if self.value is None:
             self.value = torch.empty_like(self.now.z)
-        self.native.settle(self.now.z, norms, spent, self.sample, self.value, self.residual, self.steps)
-        self.finished += met
+        at = (self.sample, self.value, self.residual, self.steps)
+        self.finished += self.native.settle(self.now.z, norms, spent, *at)
 
     def _evaluate(self) -> tuple[Iterate, int]:
         """The iterate at z, and how many have converged there; -1 if anybody at work neither has nor improves."""

@@ -88,17 +88,20 @@ long NAME(measure)(const struct job *job, const REAL *z, const REAL *fz, double 
     return odd ? -1 : met;
 }
 
-/* What `measure` counted becomes done: point, residual and step of each of these rows go to its sample's place. */
-void NAME(settle)(const struct job *job, const REAL *z, const double *norms, long step, const int64_t *sample,
+/* The rows that `measure` counted become done: point, residual and step of each go to its sample's place. Returns how
+ * many these are. */
+long NAME(settle)(const struct job *job, const REAL *z, const double *norms, long step, const int64_t *sample,
                   REAL *value, double *residual, int64_t *steps) {
-    long rows = job->rows, size = job->size;
+    long rows = job->rows, size = job->size, settled = 0;
     for (long b = 0; b < rows; b++) {
         if (job->done[b] || !(norms[b] <= job->atol + job->rtol * norms[rows + b])) continue;
         job->done[b] = 1;
         residual[sample[b]] = norms[b];
         steps[sample[b]] = step;
         memcpy(value + sample[b] * size, z + b * size, size * sizeof(REAL));
+        settled++;
     }
+    return settled;
 }
 
 /* unit = |right| of each row, or 1 where that is 0, and scaled = right / unit. The entries are divided by the largest

@@ -147,12 +147,13 @@ class Measure:
 
     def settle(
         self, z: Tensor, norms: Vector, step: int, sample: Indices, value: Tensor, residual: Vector, steps: Indices
-    ) -> None:
-        """Have the rows that meet the tolerance be done, and note point, residual and ``step`` for their samples."""
-        self._settle(
+    ) -> int:
+        """Have the rows that meet the tolerance be done, note point, residual and ``step`` for their samples; how many."""
+        settled: int = self._settle(
             *(self._at, z.data_ptr(), _pointer(norms), step, _pointer(sample)),
             *(value.data_ptr(), _pointer(residual), _pointer(steps)),
         )
+        return settled
 
 
 def scaled(right: Tensor) -> tuple[Tensor, Tensor]:

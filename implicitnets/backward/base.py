@@ -199,9 +199,8 @@ class Equation:
 
     def feasible(self, solver: Solver) -> Solver:
         """The solver, with no tolerance below the precision that f computes in where that is less than float32's."""
-        dtypes = [*self.layout.dtypes, *filter(None, [self.surroundings.autocast])]
-        coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
-        return solver.at_least(coarsest) if coarsest > torch.finfo(self.layout.dtype).eps else solver
+        dtypes = {*self.layout.dtypes, *filter(None, [self.surroundings.autocast])}
+        return solver if dtypes == {self.layout.dtype} else solver.at_least(max(torch.finfo(d).eps for d in dtypes))
 
     def apply(self, z: Sequence[Tensor], operands: Sequence[Tensor]) -> list[Tensor]:
         """The leaves of f(z), with ``operands`` in place of those that f was found to depend on."""

@@ -24,7 +24,7 @@ class Members:
     """What the modules that f is, or calls, hold at its first call."""
 
     def __init__(self, f: Any) -> None:
-        owner = getattr(f, "__self__", f)
+        owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", f)
         self._modules: dict[nn.Module, None] = dict.fromkeys(owner.modules()) if isinstance(owner, nn.Module) else {}
         self._held: list[tuple[Mapping[str, Tensor | None], str, Tensor]] = []
 

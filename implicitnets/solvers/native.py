@@ -148,7 +148,7 @@ class Measure:
     def settle(
         self, z: Tensor, norms: Vector, step: int, sample: Indices, value: Tensor, residual: Vector, steps: Indices
     ) -> int:
-        """Have the rows that meet the tolerance be done, note point, residual and ``step`` for their samples; how many."""
+        """Have the rows that meet the tolerance be done, note point, residual and ``step``; how many these are."""
         settled: int = self._settle(
             *(self._at, z.data_ptr(), _pointer(norms), step, _pointer(sample)),
             *(value.data_ptr(), _pointer(residual), _pointer(steps)),

@@ -131,7 +131,7 @@ def measure(case, kinds, settings, *, quick):
             if case.weighs:
                 record["memory"] = peak_memory(runs[name], device)
     estimates = {name: solvers[name]["seconds"] for name in runs}
-    limits = {"budget": 0.05, "least": 3, "most": 20} if quick else {"budget": 0.3, "least": 5, "most": 50}
+    limits = {"budget": 0.05, "least": 3, "most": 20} if quick else {"budget": 1.0, "least": 7, "most": 50}
     for name, times in interleaved(runs, estimates, device, **limits).items():
         solvers[name] |= {"seconds": median(times), "fastest": min(times), "repeats": len(times)}
     z = torch.zeros_like(x)

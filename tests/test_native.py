@@ -44,6 +44,19 @@ def test_same_iterates_through_restarts(monkeypatch, memory):
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_same_record_of_samples_that_end_at_different_steps(monkeypatch, dtype):
+    rate = torch.linspace(0.05, 0.9, 40, dtype=dtype)[torch.randperm(40)][:, None]
+    x = normal(40, 6, dtype=dtype)
+    fast, plain = both(monkeypatch, Picard(rtol=1e-3, max_steps=100), lambda z: rate * z + x, torch.zeros_like(x))
+    assert fast.steps.unique().numel() > 10
+    assert torch.equal(fast.steps, plain.steps)
+    assert torch.equal(fast.value, plain.value)
+    assert torch.allclose(fast.residual, plain.residual, rtol=1e-4)
+    assert fast.all_converged
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 256), (4, 1000)])
 def test_same_norms_and_who_meets_the_tolerance(dtype, shape):
     z, fz = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype, seed=2)

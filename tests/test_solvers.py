@@ -49,6 +49,7 @@ def test_finds_the_fixed_point_and_reports_the_truth(solver_name, problem_name, 
     found = solver.run(counted, problem.z0)
 
     assert found.evaluations == calls
+    assert found.all_converged == bool(found.converged.all())
     true = residual(problem, found.value)
     precision = torch.finfo(dtype).eps * 50
     assert torch.allclose(found.residual, true, rtol=1e-3, atol=float(precision * (1 + flat(found.value).abs().sum())))

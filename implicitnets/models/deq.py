@@ -76,7 +76,7 @@ class Equilibrium(Configurable, ABC):
             sync_group=self.sync_group,
         )
         found = amended(solution, value=rebuild(plain, solution.value))
-        self.__dict__["forward_solution"] = found  # as below
+        self.__dict__["forward_solution"] = found  # past Module.__setattr__, which looks for parameters in vain
         if start is not None:
             start.keep(found)
         return solution.value
@@ -107,7 +107,7 @@ class Equilibrium(Configurable, ABC):
         )
 
     def _keep_backward(self, solution: Solution) -> None:
-        self.__dict__["backward_solution"] = solution  # a module asks what it is given whether it is a parameter
+        self.__dict__["backward_solution"] = solution  # likewise
 
     def _forget(self) -> None:
         self.forward_solution = self.backward_solution = None

@@ -131,7 +131,7 @@ class Anderson(Iterative[_History]):
         last, state.last = state.last, now
         if last is not None:
             self._wake(now, last, state)
-        elif now.z.shape[1] >= DEAR:
+        elif self.lazy > 0 and now.z.shape[1] >= DEAR:
             state.first = now
         if not state.damped and (last is None or state.rings is None):
             return now.fz

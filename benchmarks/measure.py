@@ -202,10 +202,19 @@ class Results:
             print("The results in the file are of other settings or other code: starting anew.")
 
     def __contains__(self, name):
-        return any(case["name"] == name for case in self.cases)
+        return self.get(name) is not None
+
+    def get(self, name):
+        """The record of a case, or None."""
+        return next((case for case in self.cases if case["name"] == name), None)
 
     def add(self, case, device):
-        self.cases.append(case)
+        """Take in the record of a case, in place of the one that there may be."""
+        old = self.get(case["name"])
+        if old is None:
+            self.cases.append(case)
+        else:
+            self.cases[self.cases.index(old)] = case
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

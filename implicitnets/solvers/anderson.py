@@ -158,15 +158,13 @@ class Anderson(Iterative[_History]):
         if older is None and self.lazy > 0:
             return
         residual, scale = now.host_norms()
-        slow = ~state.awake
-        if older is not None:
-            fell = residual <= self.lazy**2 * older
-            if state.first is not None:
-                fell &= ~_aligned(now, state.first)
-                state.first = None
-            if np.count_nonzero(fell) == fell.size:
-                return
-            slow &= ~fell
+        fell = np.zeros(len(residual), dtype=bool) if older is None else residual <= self.lazy**2 * older
+        if state.first is not None:
+            fell &= ~_aligned(now, state.first)
+            state.first = None
+        if np.count_nonzero(fell) == fell.size:
+            return
+        slow = ~(fell | state.awake)
         if self.lazy > 0 and np.count_nonzero(slow):
             with np.errstate(all="ignore"):
                 slow &= ~(residual * (residual / state.older) ** SOON <= self.atol + self.rtol * scale)

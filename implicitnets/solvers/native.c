@@ -150,18 +150,18 @@ static void NAME(cholesky_solve)(long n, double a[MAX_MEMORY][MAX_MEMORY], doubl
             double sum = a[i][j];
             for (long k = 0; k < j; k++) sum -= a[i][k] * a[j][k];
             if (i == j)
-                a[i][i] = sum > 0 ? sqrt(sum) : INFINITY;
+                a[i][i] = sum > 0 ? 1 / sqrt(sum) : 0; /* of the diagonal the inverse, since divisions take long */
             else
-                a[i][j] = sum / a[j][j];
+                a[i][j] = sum * a[j][j];
         }
     }
     for (long i = 0; i < n; i++) {
         for (long k = 0; k < i; k++) x[i] -= a[i][k] * x[k];
-        x[i] /= a[i][i];
+        x[i] *= a[i][i];
     }
     for (long i = n - 1; i >= 0; i--) {
         for (long k = i + 1; k < n; k++) x[i] -= a[k][i] * x[k];
-        x[i] /= a[i][i];
+        x[i] *= a[i][i];
     }
 }
 
@@ -171,6 +171,7 @@ CLONES static void NAME(anderson_row)(long size, long slot, long used, double di
                                       REAL damping, int mixes, long memory, REAL *dr, REAL *df, REAL *gram, REAL *out) {
     double matrix[MAX_MEMORY][MAX_MEMORY], gamma[MAX_MEMORY];
     REAL *new_dr = dr + slot * size, *new_df = df + slot * size;
+#pragma omp simd
     for (long i = 0; i < size; i++) {
         out[i] = fz[i] - z[i]; /* r, for now */
         new_dr[i] = out[i] - (last_fz[i] - last_z[i]);
@@ -179,6 +180,7 @@ CLONES static void NAME(anderson_row)(long size, long slot, long used, double di
     double square, unused;
     NAME(dots)(new_dr, new_dr, new_dr, size, &square, &unused);
     REAL unit = (REAL)(1 / fmax(sqrt(square + noise * noise), tiny));
+#pragma omp simd
     for (long i = 0; i < size; i++) {
         new_dr[i] *= unit;
         new_df[i] *= unit;
@@ -192,14 +194,18 @@ CLONES static void NAME(anderson_row)(long size, long slot, long used, double di
     for (long i = 0; i < used; i++)
         for (long j = 0; j <= i; j++) matrix[i][j] = gram[i * memory + j];
     NAME(cholesky_solve)(used, matrix, gamma);
+#pragma omp simd
     for (long i = 0; i < size; i++) out[i] = fz[i] - damping * out[i];
     for (long j = 0; j < used; j++) {
         const REAL *f = df + j * size, *d = dr + j * size;
         REAL c = (REAL)gamma[j], e = c * damping;
-        if (damping == 0)
+        if (damping == 0) {
+#pragma omp simd
             for (long i = 0; i < size; i++) out[i] += c * f[i];
-        else
+        } else {
+#pragma omp simd
             for (long i = 0; i < size; i++) out[i] += c * f[i] + e * d[i];
+        }
     }
 }
 

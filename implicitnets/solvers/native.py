@@ -30,8 +30,8 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 LARGE = 2**18
 """From this many entries on, tensor operations are used where they have more than two threads: on one thread they
 take about twice as long as these loops (measured)."""
-SHARE = 2**14
-"""So many entries at least are the share of a thread."""
+SHARE = 2**17
+"""So many entries, times what is done with each, are at least the share of a thread: others are slow to wake."""
 MAX_MEMORY = 32
 """As in native.c."""
 SOURCE = Path(__file__).with_name("native.c")
@@ -100,8 +100,8 @@ def _function(name: str, dtype: torch.dtype, arguments: str) -> Any:
     return function
 
 
-def _threads(z: Tensor) -> int:
-    return min(torch.get_num_threads(), z.numel() // SHARE + 1)
+def _threads(z: Tensor, work: int = 1) -> int:
+    return min(torch.get_num_threads(), work * z.numel() // SHARE + 1)
 
 
 def _pointer(array: np.ndarray[Any, Any]) -> int:
@@ -194,7 +194,7 @@ def anderson(
     z, fz, scale = now
     out, finfo = torch.empty_like(z), torch.finfo(z.dtype)
     _function("anderson", z.dtype, "llllll" + "ddd" + "p" * 12)(
-        *(_threads(z), *z.shape, history[-1].shape[1], slot, used),
+        *(_threads(z, work=8), *z.shape, history[-1].shape[1], slot, used),
         *(diagonal, finfo.eps, finfo.tiny),
         *(z.data_ptr(), fz.data_ptr(), _pointer(scale)),
         *[tensor.data_ptr() for tensor in (*last, *history, out)],

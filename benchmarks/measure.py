@@ -124,15 +124,23 @@ def interleaved(runs, estimates, device, *, budget, least, most):
 
 
 def peak_memory(run, device):
-    """Bytes of tensors that ``run`` needs at its peak beyond what is held before."""
+    """Bytes of tensors that are held at the peak of ``run`` beyond those held before.
+
+    It runs twice, since the second run has what the first one left, and may free it.
+    """
+
+    def twice():
+        run()
+        run()
+
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        run()
+        twice()
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        run()
+        twice()
     events = record.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     return max(accumulate((size for _, size in changes), initial=0))
@@ -194,10 +202,19 @@ class Results:
             print("The results in the file are of other settings or other code: starting anew.")
 
     def __contains__(self, name):
-        return any(case["name"] == name for case in self.cases)
+        return self.get(name) is not None
+
+    def get(self, name):
+        """The record of a case, or None."""
+        return next((case for case in self.cases if case["name"] == name), None)
 
     def add(self, case, device):
-        self.cases.append(case)
+        """Take in the record of a case, in place of the one that there may be."""
+        old = self.get(case["name"])
+        if old is None:
+            self.cases.append(case)
+        else:
+            self.cases[self.cases.index(old)] = case
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """This library's solvers against TorchDEQ's, to the same true residual, in one process and interleaved.
 
-    python benchmarks/solvers.py              # all cases; goes on where it was stopped
+    python benchmarks/solvers.py              # all cases; goes on where it was stopped, and repeats what was disturbed
     python benchmarks/solvers.py --quick      # a few of them
     python benchmarks/solvers.py --markdown   # the tables of the last full run
 
@@ -38,7 +38,7 @@ from measure import (
     seconds,
     single_thread,
 )
-from tables import costs, disturbed, each, summary
+from tables import costs, disturbance, disturbed, each, summary
 from torchdeq.solver import get_solver
 
 import implicitnets as inn
@@ -53,6 +53,8 @@ THEIRS = {"Anderson": "anderson", "Picard": "fixed_point_iter", "Broyden": "broy
 RIVALS = {kind: f"torchdeq {name}" for kind, name in THEIRS.items()}
 DEFAULT = "Anderson"
 BUDGETS = (50, 300)
+ROUNDS = 3
+"""A case is measured so often at most, if another program got in its way; the least disturbed record is kept."""
 SLACK = 1.01  # the check is an evaluation in the same precision, not with the same rounding errors
 OUT = Path(__file__).parent / "results" / "solvers.json"
 
@@ -131,7 +133,7 @@ def measure(case, kinds, settings, *, quick):
             if case.weighs:
                 record["memory"] = peak_memory(runs[name], device)
     estimates = {name: solvers[name]["seconds"] for name in runs}
-    limits = {"budget": 0.05, "least": 3, "most": 20} if quick else {"budget": 0.3, "least": 5, "most": 50}
+    limits = {"budget": 0.05, "least": 3, "most": 20} if quick else {"budget": 1.0, "least": 7, "most": 50}
     for name, times in interleaved(runs, estimates, device, **limits).items():
         solvers[name] |= {"seconds": median(times), "fastest": min(times), "repeats": len(times)}
     z = torch.zeros_like(x)
@@ -192,18 +194,22 @@ def main():
     results = Results(out, settings, fresh=options.fresh)
     kinds = list(OURS) if options.newton else list(THEIRS)
     warnings.simplefilter("ignore", inn.ConvergenceWarning)  # what fails is reported below
-    for case in all_cases(quick=options.quick):
-        if options.only in case.name and case.name not in results:
-            record = measure(case, kinds, settings, quick=options.quick)
-            results.add(record, torch.device(options.device))
-            print(describe(record), flush=True)
+    cases = [case for case in all_cases(quick=options.quick) if options.only in case.name]
+    for _ in range(ROUNDS):
+        for case in cases:
+            old = results.get(case.name)
+            if old is None or disturbed(old):
+                record = measure(case, kinds, settings, quick=options.quick)
+                if old is None or disturbance(record) < disturbance(old):
+                    results.add(record, torch.device(options.device))
+                print(describe(record), flush=True)
     if results.cases:
         report(results.cases)
 
 
 def report(records):
     """Print the summary."""
-    shaken = disturbed(records)
+    shaken = sum(map(disturbed, records))
     rivals = ", ".join(f"{kind}: {name}" for kind, name in THEIRS.items())
     print(
         f"Ratio: time of the fastest of TorchDEQ's solvers to that of {DEFAULT}(). Last columns: each of our solvers "
@@ -211,7 +217,7 @@ def report(records):
         "All are medians over the cases, except the least ratio.\n"
     )
     print(summary(records, RIVALS), *costs(records), sep="\n\n")
-    print(f"\nDisturbed: {len(shaken)} of {len(records)} cases (median beyond 1.5 times the fastest run).")
+    print(f"\nDisturbed: {shaken} of {len(records)} cases (median beyond 1.5 times the fastest run).")
 
 
 def show(path, what):

@@ -2,7 +2,7 @@
 
 from measure import median, table
 
-__all__ = ["costs", "disturbed", "each", "summary"]
+__all__ = ["costs", "disturbance", "disturbed", "each", "summary"]
 
 
 def figure(values, form="{:.2f}"):
@@ -40,13 +40,14 @@ def summary(records, rivals):
     return table(header, rows)
 
 
-def disturbed(records):
-    """The cases in which a solver took half as long again as its fastest run in the median."""
-    return [
-        record["name"]
-        for record in records
-        if any(1.5 * s["fastest"] < s["seconds"] for s in record["solvers"].values() if s["converged"])
-    ]
+def disturbance(record):
+    """The largest ratio, over the solvers of a case, of the median time to the fastest."""
+    return max((s["seconds"] / s["fastest"] for s in record["solvers"].values() if s["converged"]), default=1.0)
+
+
+def disturbed(record):
+    """Whether something else on the machine got in the way of a case."""
+    return disturbance(record) > 1.5
 
 
 def costs(records):

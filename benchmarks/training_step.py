@@ -9,9 +9,9 @@ or as a sum over all entries: the mean is usual, and makes the gradient small.
 Everybody is asked for the same relative residual of the equilibrium, which is checked by an evaluation of its own,
 and for the same relative residual of the adjoint equation, as far as they can be told: TorchDEQ's two tolerances have
 ``stop_mode="rel"``, 50 steps, or 300 where 50 are too few. Who misses either residual is marked as failed, and is
-left out of the comparison. "DEQ" is the default where it does not choose ``Dense()``; "re-attached" is TorchDEQ's
-design, which attaches f at the solution and solves the adjoint equation in a hook, with the same solvers: it tells the
-designs apart.
+left out of the comparison. "DEQ" is the default where it does not choose ``Dense()``, and with "Picard" or "Broyden"
+it solves both equations by that method, as TorchDEQ's namesakes do. TorchDEQ's design is to attach f at the solution
+and to solve the adjoint equation in a hook; "re-attached" is that design with our solvers, and nothing around them.
 
 The error is that of the gradient of W and x together, relative to its norm, against
 float64 with both equations solved to 1e-12: the adjoint by Dense() up to n = 512, beyond that by GMRES().
@@ -42,7 +42,7 @@ from torchdeq import get_deq
 
 import implicitnets as inn
 from implicitnets.backward.base import Restricted
-from implicitnets.solvers import GMRES, Anderson, Dense, Fallback
+from implicitnets.solvers import GMRES, Anderson, Broyden, Dense, Fallback, Picard
 from implicitnets.solvers.newton import solve_scaled
 
 OUT = Path(__file__).parent / "results" / "training_step.json"
@@ -52,6 +52,7 @@ FORWARD = 1e-4
 CONTRACTION = 0.9
 REATTACHED = "re-attached"
 RIVALS = ("anderson", "fixed_point_iter", "broyden")
+SAME = {"DEQ": "torchdeq anderson", "DEQ, Picard": "torchdeq fixed_point_iter", "DEQ, Broyden": "torchdeq broyden"}
 
 
 class Cell(nn.Module):
@@ -98,8 +99,8 @@ def all_cases(*, quick):
 # Each of these makes the function x -> equilibrium, and a function that tells whether the last adjoint was solved.
 
 
-def ours(backward, cell, _steps):
-    model = inn.DEQ(cell, solver=Anderson(rtol=FORWARD), backward=backward)
+def ours(forward, adjoint, cell, _steps):
+    model = inn.DEQ(cell, solver=forward, backward=inn.Implicit(solver=adjoint))
     return model, lambda: bool(model.backward_solution.converged.all())
 
 
@@ -145,8 +146,10 @@ def reattached(tolerance, cell, _steps):
 
 def contenders(tolerance):
     models = {
-        "DEQ": partial(ours, inn.Implicit(solver=default(tolerance))),
-        "DEQ, GMRES": partial(ours, inn.Implicit(solver=GMRES(rtol=tolerance))),
+        "DEQ": partial(ours, Anderson(rtol=FORWARD), default(tolerance)),
+        "DEQ, GMRES": partial(ours, Anderson(rtol=FORWARD), GMRES(rtol=tolerance)),
+        "DEQ, Picard": partial(ours, Picard(rtol=FORWARD), Picard(rtol=tolerance)),
+        "DEQ, Broyden": partial(ours, Broyden(rtol=FORWARD), Broyden(rtol=tolerance)),
         REATTACHED: partial(reattached, tolerance),
     }
     return models | {f"torchdeq {solver}": partial(theirs, solver, tolerance) for solver in RIVALS}
@@ -213,7 +216,8 @@ def measure(case, settings):
         if solvers[name]["converged"]:
             runs[name] = run
             cell.weight.grad = x.grad = None  # else some would free what others have left
-            solvers[name]["memory"] = peak_memory(run, device)
+            new = make(cell, solvers[name]["steps"])[0]  # which holds no record of another step yet
+            solvers[name]["memory"] = peak_memory(partial(step, new, case, cell, x, target), device)
     estimates = {name: seconds(run, device) for name, run in runs.items()}
     limits = {"budget": 0.1, "least": 3, "most": 20} if settings["quick"] else {"budget": 0.5, "least": 5, "most": 50}
     for name, times in interleaved(runs, estimates, device, **limits).items():
@@ -222,18 +226,24 @@ def measure(case, settings):
 
 
 def compare(solvers):
-    """Time ratios of TorchDEQ's best to each of ours; None where none of theirs or not ours is solved."""
+    """Time and peak memory of others in units of ours.
+
+    "ratio": the time of TorchDEQ's best to that of each of ours; None where none of theirs or not ours is solved.
+    "same": TorchDEQ's to ours, method by method. "design": re-attached, to DEQ.
+    """
     times = {name: record["seconds"] for name, record in solvers.items() if record["converged"]}
-    rivals = [name for name in times if name.startswith("torchdeq")]
-    best = min(rivals, key=times.get, default=None)
+    best = min((name for name in times if name.startswith("torchdeq")), key=times.get, default=None)
     names = [name for name in solvers if name.startswith("DEQ")]
-    ratios = {name: times[best] / times[name] if best and name in times else None for name in names}
-    return {"best_of_torchdeq": best, "ratio": ratios, "design": _design(solvers)}
+    return {
+        "best_of_torchdeq": best,
+        "ratio": {name: times[best] / times[name] if best and name in times else None for name in names},
+        "same": {name: _relative(solvers[other], solvers[name]) for name, other in SAME.items()},
+        "design": _relative(solvers[REATTACHED], solvers["DEQ"]),
+    }
 
 
-def _design(solvers):
-    """Time and peak memory of the other design with the same solvers, in units of ours."""
-    mine, other = solvers["DEQ"], solvers[REATTACHED]
+def _relative(other, mine):
+    """Time and peak memory in units of mine; None where one of the two is not solved."""
     if not (mine["converged"] and other["converged"]):
         return None
     memory = other["memory"] / mine["memory"] if mine["memory"] and other["memory"] else None
@@ -259,26 +269,19 @@ def report(records):
 
 
 def by_size(records):
-    """For each size, ratios to DEQ: TorchDEQ's best, in time and in memory, and the other design, likewise."""
+    """For each size: TorchDEQ's best to DEQ in time, its methods to ours of the same kind, and the other design."""
     rows = []
     for n in dict.fromkeys(record["n"] for record in records):
-        cases = [record for record in records if record["n"] == n and record["design"]]
-        rivals = [record for record in cases if record["ratio"]["DEQ"] is not None]
-        columns = [
-            [record["ratio"]["DEQ"] for record in rivals],
-            [ratio for record in rivals if (ratio := _memory(record["solvers"])) is not None],
-            [record["design"]["time"] for record in cases],
-            [record["design"]["memory"] for record in cases if record["design"]["memory"] is not None],
-        ]
+        cases = [record for record in records if record["n"] == n]
+        columns = [[record["ratio"]["DEQ"] for record in cases if record["ratio"]["DEQ"] is not None]]
+        for found in (*([record["same"][name] for record in cases] for name in SAME), [r["design"] for r in cases]):
+            known = [ratios for ratios in found if ratios is not None]
+            columns.append([ratios["time"] for ratios in known])
+            columns.append([ratios["memory"] for ratios in known if ratios["memory"] is not None])
         rows.append([n, *(f"{median(found):.2f} ({min(found):.2f})" if found else "–" for found in columns)])
-    header = ["n", "TorchDEQ's best, time", "its least memory", f"{REATTACHED}, time", f"{REATTACHED}, memory"]
-    return "In units of DEQ's, medians (and least):\n\n" + table(header, rows)
-
-
-def _memory(solvers):
-    """The least peak memory of TorchDEQ's solvers in units of ours."""
-    found = [r["memory"] for name, r in solvers.items() if name.startswith("torchdeq") and r.get("memory")]
-    return min(found) / solvers["DEQ"]["memory"] if found and solvers["DEQ"]["memory"] else None
+    pairs = [*(f"{other} / {name}" for name, other in SAME.items()), f"{REATTACHED} / DEQ"]
+    header = ["n", "TorchDEQ's best / DEQ: time", *(f"{pair}: {what}" for pair in pairs for what in ("time", "memory"))]
+    return "Medians (and least):\n\n" + table(header, rows)
 
 
 def spent(record):

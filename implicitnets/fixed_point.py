@@ -90,7 +90,7 @@ def _fixed_point(
     if not callable(f):
         raise TypeError(f"f must be callable, z -> f(z), not {type(f).__name__}")
     solution = backward.solve(Equation(f, z0, inputs, sync_group), solver, report)
-    if not bool(solution.status.any()):
+    if solution.all_converged:
         return solution
     if bool((solution.status == Status.NONFINITE).all()):
         _refuse_nonfinite(z0, inputs)

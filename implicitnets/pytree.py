@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, lru_cache, reduce
 from math import prod
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-__all__ = ["Layout", "leaves", "rebuild", "refuse_in_place", "versions"]
+__all__ = ["Layout", "leaves", "rebuild", "refuse_in_place", "version", "versions"]
 
 LEAF = _pytree.tree_structure(0)
 
@@ -38,9 +38,14 @@ def _is_row(tree: Any) -> bool:
     return type(tree) is tuple and all(isinstance(x, Tensor) for x in tree)
 
 
+def version(tensor: Tensor) -> int:
+    """How often the tensor was changed in place, if it is one that counts this."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def versions(flat: Sequence[Tensor]) -> list[int]:
-    """How often each tensor was changed in place; what ``refuse_in_place`` compares with."""
-    return [0 if t.is_inference() else t._version for t in flat]
+    """As ``version``, of each; what ``refuse_in_place`` compares with."""
+    return [version(t) for t in flat]
 
 
 def refuse_in_place(flat: Sequence[Tensor], before: list[int]) -> None:
@@ -75,11 +80,17 @@ class Layout:
             TypeError: If a leaf is not a tensor of real floating-point numbers.
             ValueError: If there is no leaf, no batch axis, or the leaves disagree on the batch or the device.
         """
-        flat, spec = ([state], LEAF) if isinstance(state, Tensor) else _pytree.tree_flatten(state)
+        if isinstance(state, Tensor):
+            return _single(state.shape, state.dtype, name)
+        flat, spec = _pytree.tree_flatten(state)
         if not flat:
             raise ValueError(f"{name} has no tensor in it: pass a tensor, or a tuple, list or dict of tensors")
         for leaf in flat:
-            _check_leaf(leaf, name, alone=len(flat) == 1)
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"{name} must consist of tensors, not {type(leaf).__name__}: write torch.as_tensor(...)"
+                )
+            _check_leaf(leaf.shape, leaf.dtype, name, alone=len(flat) == 1)
         if len({leaf.shape[0] for leaf in flat}) > 1:
             seen = ", ".join(str(tuple(leaf.shape)) for leaf in flat)
             raise ValueError(f"the tensors of {name} have different batch sizes (first axes): shapes {seen}")
@@ -89,10 +100,15 @@ class Layout:
         shapes = tuple(tuple(leaf.shape[1:]) for leaf in flat)
         return cls(spec, shapes, dtypes, flat[0].shape[0], reduce(torch.promote_types, dtypes, torch.float32))
 
-    @property
+    @cached_property
+    def single(self) -> bool:
+        """Whether the state is a tensor, not a tree of them."""
+        return self.spec.is_leaf()
+
+    @cached_property
     def plain(self) -> bool:
         """Whether the state is a matrix already, so that packing changes nothing."""
-        return self.spec.is_leaf() and len(self.shapes[0]) == 1 and self.dtypes[0] == self.dtype
+        return self.single and len(self.shapes[0]) == 1 and self.dtypes[0] == self.dtype
 
     def check(self, state: Any, batch: int) -> list[Tensor]:
         """The leaves of ``state = f(z)`` after checking that they are like z's.
@@ -101,7 +117,9 @@ class Layout:
             TypeError: If the structure or a dtype differs.
             ValueError: If a shape differs.
         """
-        if isinstance(state, Tensor) and len(self.shapes) == 1 and self.spec.is_leaf():
+        if isinstance(state, Tensor) and self.single:
+            if state.shape == (batch, *self.shapes[0]) and state.dtype == self.dtypes[0]:
+                return [state]
             flat: Sequence[Any] = (state,)
         else:
             flat, spec = _pytree.tree_flatten(state)
@@ -154,23 +172,28 @@ class Layout:
 
     def tree(self, flat: Sequence[Tensor]) -> Any:
         """Leaves -> state."""
-        return flat[0] if self.spec.is_leaf() else _pytree.tree_unflatten(list(flat), self.spec)
+        return flat[0] if self.single else _pytree.tree_unflatten(list(flat), self.spec)
 
     def _size(self, i: int) -> int:
         return prod(self.shapes[i])
 
 
-def _check_leaf(leaf: Any, name: str, *, alone: bool) -> None:
-    if not isinstance(leaf, Tensor):
-        raise TypeError(f"{name} must consist of tensors, not {type(leaf).__name__}: write torch.as_tensor(...)")
-    if leaf.is_complex():
+@lru_cache(maxsize=64)
+def _single(shape: torch.Size, dtype: torch.dtype, name: str) -> Layout:
+    """The layout of a state that is one tensor: as a rule there are few, and many solves."""
+    _check_leaf(shape, dtype, name, alone=True)
+    return Layout(LEAF, (tuple(shape[1:]),), (dtype,), shape[0], torch.promote_types(dtype, torch.float32))
+
+
+def _check_leaf(shape: torch.Size, dtype: torch.dtype, name: str, *, alone: bool) -> None:
+    if dtype.is_complex:
         raise TypeError(f"{name} is complex: pass torch.view_as_real({name}), and let f convert inside")
-    if not leaf.is_floating_point():
-        raise TypeError(f"{name} has dtype {leaf.dtype}: a state is of floating point, write {name}.float()")
-    if leaf.dim() == 0 or (alone and leaf.dim() == 1):
+    if not dtype.is_floating_point:
+        raise TypeError(f"{name} has dtype {dtype}: a state is of floating point, write {name}.float()")
+    if not shape or (alone and len(shape) == 1):
         raise ValueError(
-            f"{name} of shape {tuple(leaf.shape)} has no batch axis: its first axis counts the samples, so write "
-            f"{name}[None] for one sample" + (f" or {name}[:, None] for a batch of scalars" if leaf.dim() else "")
+            f"{name} of shape {tuple(shape)} has no batch axis: its first axis counts the samples, so write "
+            f"{name}[None] for one sample" + (f" or {name}[:, None] for a batch of scalars" if shape else "")
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from problems import DTYPES, PROBLEMS, matrix, monotone, normal
 
-from implicitnets.solvers import Anderson, Iterate, Picard, native
+from implicitnets.solvers import Anderson, Iterate, Picard, native, newton
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="there is no C compiler")
 
@@ -44,6 +44,19 @@ def test_same_iterates_through_restarts(monkeypatch, memory):
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_same_record_of_samples_that_end_at_different_steps(monkeypatch, dtype):
+    rate = torch.linspace(0.05, 0.9, 40, dtype=dtype)[torch.randperm(40)][:, None]
+    x = normal(40, 6, dtype=dtype)
+    fast, plain = both(monkeypatch, Picard(rtol=1e-3, max_steps=100), lambda z: rate * z + x, torch.zeros_like(x))
+    assert fast.steps.unique().numel() > 10
+    assert torch.equal(fast.steps, plain.steps)
+    assert torch.equal(fast.value, plain.value)
+    assert torch.allclose(fast.residual, plain.residual, rtol=1e-4)
+    assert fast.all_converged
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 256), (4, 1000)])
 def test_same_norms_and_who_meets_the_tolerance(dtype, shape):
     z, fz = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype, seed=2)
@@ -59,17 +72,44 @@ def test_same_norms_and_who_meets_the_tolerance(dtype, shape):
         ((1.01 * float(residual.max()), 0.0), (none, lots), shape[0]),
         ((1.01 * float(residual.max()), 0.0), (lots, none), -1),
     ):
-        norms, met = native.Measure(z, limits, bounds[1], nobody)(z, fz, bounds[0])
+        norms, met = native.Measure(z, limits, bounds[1], bounds[0], nobody)(z, fz)
         assert norms == pytest.approx(expected, rel=1e-5)
         assert met == expected_met
     fz[0, 0] = torch.nan
-    measure = native.Measure(z, (0.0, 0.0), lots, nobody)
-    assert measure(z, fz, lots)[1] == -1
+    measure = native.Measure(z, (0.0, 0.0), lots, lots, nobody)
+    assert measure(z, fz)[1] == -1
     nobody[0] = True
-    norms, met = measure(z, fz, lots)
+    norms, met = measure(z, fz)
     assert met == 0
     assert norms[:, 0].tolist() == [0, 0]
     assert norms[:, 1:] == pytest.approx(expected[:, 1:], rel=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (3, 1000)])
+def test_same_rows_in_units_of_their_norms(dtype, shape):
+    for factor in (1.0, torch.finfo(dtype).tiny, torch.finfo(dtype).max / 1e3):
+        right = factor * normal(*shape, dtype=dtype)
+        right[-1, 1:] = 0
+        right[0] = torch.where(right[0] > 0, 0, right[0])
+        for found, expected in zip(native.scaled(right), newton._scaled(right), strict=True):
+            assert torch.allclose(found, expected, rtol=1e-5, atol=0)
+    offset, unit = native.scaled(torch.zeros(2, 3, dtype=dtype))
+    assert offset.tolist() == [[0, 0, 0]] * 2
+    assert unit.tolist() == [[1], [1]]
+    assert native.scaled(torch.full((1, 2), torch.nan, dtype=dtype))[0].isnan().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_cosines_of_residuals(dtype):
+    z, fz, other_z, other_fz = (normal(4, 300, dtype=dtype, seed=seed) for seed in range(4))
+    other_fz[1], other_fz[2] = other_z[1] - 3 * (fz - z)[1], other_z[2]
+    found = native.cosines((z, fz), (other_z, other_fz), 256)
+    expected = torch.cosine_similarity((fz - z)[:, :256], (other_fz - other_z)[:, :256])
+    assert found == pytest.approx(expected.numpy(), rel=1e-4)
+    assert found[1:3] == pytest.approx([-1, 0])
 
 
 @needs_compiler

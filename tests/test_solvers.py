@@ -49,6 +49,7 @@ def test_finds_the_fixed_point_and_reports_the_truth(solver_name, problem_name, 
     found = solver.run(counted, problem.z0)
 
     assert found.evaluations == calls
+    assert found.all_converged == bool(found.converged.all())
     true = residual(problem, found.value)
     precision = torch.finfo(dtype).eps * 50
     assert torch.allclose(found.residual, true, rtol=1e-3, atol=float(precision * (1 + flat(found.value).abs().sum())))
@@ -325,6 +326,29 @@ def test_anderson_is_lazy_where_plain_steps_do(rate):
     )
     assert torch.equal(picard.value, anderson.value) == (rate < 0.5)
     assert (anderson.evaluations < picard.evaluations) == (rate > 0.5)
+
+
+@pytest.mark.parametrize(("entries", "early"), [(511, False), (512, True)])
+def test_anderson_mixes_from_the_third_step_on_where_residuals_come_back(entries, early):
+    """Symmetric maps, whose residual is like the one before the last, but falls by more than half in each step."""
+    slopes, b = torch.linspace(-0.5, 0.5, entries, dtype=torch.float64), normal(5, entries, dtype=torch.float64)
+    slopes = slopes[torch.randperm(entries, generator=torch.Generator().manual_seed(0))]  # the first ones are like all
+    options = {"rtol": 1e-5, "atol": 0.0, "max_steps": 200}
+    picard, lazy, eager = (
+        solver.run(lambda z: z * slopes + b, torch.zeros_like(b)).evaluations
+        for solver in (Picard(**options), Anderson(**options), Anderson(**options, lazy=0.0))
+    )
+    assert (lazy <= eager + 2) == early
+    assert eager + 2 < picard - 2
+
+
+def test_anderson_stays_plain_where_a_large_state_forgets_its_residual():
+    """A rotation by a right angle and a shift: r₂ is −ρ² r₀, or has nothing to do with it."""
+    b = normal(5, 512, dtype=torch.float64)
+    options = {"rtol": 1e-5, "atol": 0.0, "max_steps": 200}
+    for f in (lambda z: 0.4 * z.roll(7, 1) + b, lambda z: 0.4 * torch.cat((-z[:, 256:], z[:, :256]), 1) + b):
+        picard, lazy = (solver(**options).run(f, torch.zeros_like(b)) for solver in (Picard, Anderson))
+        assert torch.equal(picard.value, lazy.value)
 
 
 @pytest.mark.parametrize(("small", "same"), [(0.25, True), (0.4, False)])

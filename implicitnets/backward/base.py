@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..nonsmooth import Selection
 from ..pytree import Layout, leaves, rebuild, refuse_in_place, versions
@@ -145,7 +144,7 @@ class Equation:
             value.extend(self._checked(out))
             return value
 
-        with self.surroundings.lowered(), self.members.noted():
+        with self.surroundings.lowered(), as_written(), self.members:
             seen = capture(lambda: self.f(self.z0, *self.inputs), known, state, flatten)
         self.operands = seen.operands
         if seen.mixes:
@@ -155,7 +154,7 @@ class Equation:
         self._watched = 1
         self.traced = any(map(is_traced, (*state, *self.operands)))
         if not self.traced:
-            refuse_traced(value)
+            refuse_traced(tuple(value))
         self._fz0 = None if self.traced else self.layout.tree([t.detach() for t in value])
         return self.traced or (torch.is_grad_enabled() and any(t.requires_grad for t in self.operands))
 
@@ -164,8 +163,7 @@ class Equation:
         old, new = self._swaps(self.operands if operands is None else operands)
         z0 = self.z0 if z0 is None else z0
         if not old:
-            # A parametrized weight is computed once, not at every evaluation.
-            with parametrize.cached():
+            with self.members.held():
                 return self.run(self._restricted(self.f, self.inputs), z0, solver, self.frame)
 
         def f(z: Any, *inputs: Any) -> Any:
@@ -201,9 +199,8 @@ class Equation:
 
     def feasible(self, solver: Solver) -> Solver:
         """The solver, with no tolerance below the precision that f computes in where that is less than float32's."""
-        dtypes = [*self.layout.dtypes, *filter(None, [self.surroundings.autocast])]
-        coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
-        return solver.at_least(coarsest) if coarsest > torch.finfo(self.layout.dtype).eps else solver
+        dtypes = {*self.layout.dtypes, *filter(None, [self.surroundings.autocast])}
+        return solver if dtypes == {self.layout.dtype} else solver.at_least(max(torch.finfo(d).eps for d in dtypes))
 
     def apply(self, z: Sequence[Tensor], operands: Sequence[Tensor]) -> list[Tensor]:
         """The leaves of f(z), with ``operands`` in place of those that f was found to depend on."""
@@ -236,10 +233,12 @@ class Equation:
 
     def _swaps(self, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Which tensors to use instead of which, so that f depends on ``operands``."""
-        instead = {id(old): new for old, new in zip(self.operands, operands, strict=True)}
-        pairs = list(zip(self.operands, operands, strict=True))
-        pairs += [(now, instead.get(id(held), held)) for now, held in self.members.moved()]
-        pairs = [(old, new) for old, new in pairs if old is not new]
+        pairs = [(old, new) for old, new in zip(self.operands, operands, strict=True) if old is not new]
+        instead = {id(old): new for old, new in pairs}
+        for now, held in self.members.moved():
+            new = instead.get(id(held), held)
+            if now is not new:
+                pairs.append((now, new))
         return [old for old, _ in pairs], [new for _, new in pairs]
 
     def _call(self, f: Callable[..., Any], z: Any, *inputs: Any) -> list[Tensor]:

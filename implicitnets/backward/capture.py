@@ -8,6 +8,7 @@ call left proves that nothing was missed.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -81,11 +82,11 @@ class _Watch(TorchFunctionMode):
             self.mixes |= bool((kwargs or {}).get("training", args[5] if len(args) > 5 else False))
         changes = _may_change(func)
         if self.recording or self.transformed or changes:
-            for tensor in _tensors((args, kwargs)):
+            for tensor in _tensors((*args, *kwargs.values()) if kwargs else args):
                 if id(tensor) not in self.found and id(tensor) not in self.inside:
                     self._note(tensor, changes=changes)
         out = func(*args, **(kwargs or {}))
-        self.inside.update(id(t) for t in _tensors(out) if id(t) not in self.found)
+        self.inside.update([id(t) for t in _tensors(out) if id(t) not in self.found])
         return out
 
     def _note(self, tensor: Tensor, *, changes: bool) -> None:
@@ -100,6 +101,7 @@ class _Watch(TorchFunctionMode):
         return [(tensor, copy) for tensor, copy in self.before.values() if not torch.equal(tensor, copy)]
 
 
+@lru_cache(maxsize=1024)
 def _may_change(func: Callable[..., Any]) -> bool:
     """Whether an operation may change an argument in place: its name says so, or it keeps running statistics."""
     name = getattr(func, "__name__", "")
@@ -184,11 +186,14 @@ def _outside(outputs: Sequence[Tensor], start: int, known: Collection[Tensor]) -
     Raises:
         RuntimeError: If they depend on an older result that is not among ``known``.
     """
+    outputs = [t for t in outputs if t.requires_grad]
+    if not outputs:
+        return []
     edges = {(t.grad_fn, t.output_nr) for t in known if t.grad_fn is not None}
     known_leaves = {id(t) for t in known if t.grad_fn is None}
     stack: list[tuple[Node | None, int]] = [(t.grad_fn, t.output_nr) for t in outputs]
     seen: set[Node] = set()
-    missing = [t for t in outputs if t.grad_fn is None and t.requires_grad and id(t) not in known_leaves]
+    missing = [t for t in outputs if t.grad_fn is None and id(t) not in known_leaves]
     while stack:
         node, index = stack.pop()
         if node is None or (node, index) in edges:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..pytree import Layout
-from ..solution import Solution
+from ..solution import Solution, amended
 from .sync import Ranks
 
 __all__ = ["Frame"]
@@ -35,7 +35,7 @@ class Frame:
     @property
     def natural(self) -> bool:
         """Whether there is nothing to reshape."""
-        return not self.copies and not self._merged
+        return not (self.copies or self.joint or self.ranks is not None)
 
     @property
     def plain(self) -> bool:
@@ -86,18 +86,18 @@ class Frame:
 
     def per_sample(self, x: Tensor) -> Tensor:
         """What is known of each row, shape ``(rows,)``, for each sample, shape ``(*copies, batch)``."""
+        if self.natural:
+            return x
         lead = (*self.copies, self.layout.batch)
         return x.reshape(*self.copies, 1).expand(lead) if self._merged else x.reshape(lead)
 
     def told(self, found: Solution, value: Sequence[Tensor], more: int = 0) -> Solution:
         """The record of a solve in rows, sample by sample, with these leaves of its value, and more evaluations."""
-        evaluations = found.evaluations + more
+        found = amended(found, value=self.tree(value), evaluations=found.evaluations + more)
         if self.natural:
-            return replace(found, value=self.tree(value), evaluations=evaluations)
-        return replace(
+            return found
+        return amended(
             found,
-            value=self.tree(value),
-            evaluations=evaluations,
             residual=self.per_sample(found.residual),
             steps=self.per_sample(found.steps),
             status=self.per_sample(found.status),

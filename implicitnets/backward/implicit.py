@@ -8,7 +8,7 @@ with operands (z, θ, g), a derivative of the backward is the same Function once
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..nonsmooth import Autograd, Selection
 from ..pytree import leaves
-from ..solution import Solution
+from ..solution import Solution, Status, amended
 from ..solvers import Solver
 from .base import Backward, Equation, Report
 from .capture import refuse_traced
@@ -81,13 +81,13 @@ class Implicit(Backward):
         if not equation.watch():
             return equation.solve(solver)
         problem = Forward(equation, solver, self, report)
-        *value, converged = apply(_FixedPoint, problem, *leaves(equation.z0), *equation.operands)
+        *value, status = apply(_FixedPoint, problem, *leaves(equation.z0), *equation.operands)
         equation.z0 = None  # which the graph would hold
         solution, problem.solution = problem.solution, None
         assert solution is not None
         if self.unconverged == "mask":
-            value = [_where(converged, z, z.detach()) for z in value]
-        return replace(solution, value=equation.layout.tree(value))
+            value = [_where(status == Status.CONVERGED, z, z.detach()) for z in value]
+        return amended(solution, value=equation.layout.tree(value))
 
 
 def solve_apart(equation: Equation, solver: Solver, start: Sequence[Tensor]) -> Solution:
@@ -95,26 +95,26 @@ def solve_apart(equation: Equation, solver: Solver, start: Sequence[Tensor]) -> 
     problem = Forward(equation, solver, Implicit(), None)
     *value, _ = apply(_FixedPoint, problem, *map(torch.detach, (*start, *equation.operands)))
     assert problem.solution is not None
-    return replace(problem.solution, value=equation.layout.tree([t.detach() for t in value]))
+    return amended(problem.solution, value=equation.layout.tree([t.detach() for t in value]))
 
 
 class _FixedPoint(torch.autograd.Function):
-    """Operands -> leaves of the solution of a problem, and which samples converged."""
+    """Operands -> leaves of the solution of a problem, and the status of each sample."""
 
     @staticmethod
     def forward(problem: Problem, *operands: Tensor) -> tuple[Tensor, ...]:
-        value, converged = problem.solve(operands)
-        return *value, converged
+        value, status = problem.solve(operands)
+        return *value, status
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         problem, *operands = inputs
-        *z, converged = output
+        *z, status = output
         ctx.problem = problem
-        ctx.mark_non_differentiable(converged)
+        ctx.mark_non_differentiable(status)
         kept = problem.kept(z, operands)
-        ctx.save_for_backward(converged, *z, *kept)
-        ctx.save_for_forward(converged, *z, *kept)
+        ctx.save_for_backward(status, *z, *kept)
+        ctx.save_for_forward(status, *z, *kept)
 
     @staticmethod
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,15 +153,15 @@ class _FixedPoint(torch.autograd.Function):
 
 
 def _solve_linear(problem: Problem, *operands: Tensor) -> list[Tensor]:
-    *w, converged = apply(_FixedPoint, problem, *operands)
-    return _masked(problem, w, converged)
+    *w, status = apply(_FixedPoint, problem, *operands)
+    return _masked(problem, w, status)
 
 
-def _masked(problem: Problem, w: Sequence[Tensor], converged: Tensor) -> list[Tensor]:
+def _masked(problem: Problem, w: Sequence[Tensor], status: Tensor) -> list[Tensor]:
     """w, without the samples that did not converge where that was asked for."""
     if problem.rule.unconverged == "warn":
         return list(w)
-    return [_where(converged, t, torch.zeros_like(t)) for t in w]
+    return [_where(status == Status.CONVERGED, t, torch.zeros_like(t)) for t in w]
 
 
 def _where(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -171,8 +171,8 @@ def _where(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
 def _saved(problem: Problem, saved: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """The solution, without the samples that are masked, and the operands."""
     n = len(problem.frame.layout.shapes)
-    converged, z, theta = saved[0], saved[1 : n + 1], saved[n + 1 :]
-    return _masked(problem, z, converged), list(theta)
+    status, z, theta = saved[0], saved[1 : n + 1], saved[n + 1 :]
+    return _masked(problem, z, status), list(theta)
 
 
 def _partial(

@@ -6,15 +6,15 @@ They are fixed-point equations too, so their own derivatives lead to such equati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import _engine_run_backward
+from torch.autograd import Variable
+from torch.autograd.graph import get_gradient_edge
 
-from ..solution import warn_unconverged
+from ..solution import amended, warn_unconverged
 from ..solvers import GMRES, Anderson, Dense, Fallback, Solver, SplitJacobian
 from ..solvers.newton import solve_scaled
 from .error import error_bound, estimate_error
@@ -96,9 +96,10 @@ class Linearization:
             self.theta = list(theta) if independent else [t.detach().requires_grad_(t.requires_grad) for t in theta]
             self.out = problem.apply(self.z, self.theta)
         self.outputs = tuple(t for t in self.out if t.requires_grad)
+        self._inputs = tuple(self.z)
 
     def solve_adjoint(self, g: Tensors) -> tuple[list[Tensor], Tensor]:
-        """The w with w = Jᵀw + g, by the rule's solver, and which samples converged."""
+        """The w with w = Jᵀw + g, by the rule's solver, and the status of each sample."""
         return self._solve(
             _Linear(self.problem.frame, self._pull, partial(self._factors, transposed=True)), g, "gradient"
         )
@@ -107,7 +108,10 @@ class Linearization:
         """The w with w = Jw + g, likewise. Jw comes from differentiating Jᵀu, which is linear in u."""
         with torch.enable_grad():
             u = [torch.zeros_like(t, requires_grad=True) for t in self.out]
-            pulled = self._grad(self.z, u, create_graph=True, materialize_grads=True)
+            pulled: Sequence[Tensor] = [torch.zeros_like(t) for t in self.z]
+            if self.outputs:
+                options = {"create_graph": True, "materialize_grads": True}
+                pulled = torch.autograd.grad(self.outputs, self.z, self._shown(u), **options)
         depends = [t.requires_grad for t in pulled]
         outputs = [t for t in pulled if t.requires_grad]
 
@@ -124,27 +128,26 @@ class Linearization:
         return found if found is None or not transposed else found.T
 
     def gradients(self, w: Tensors, wanted: Sequence[bool]) -> list[Tensor | None]:
-        """(∂f/∂θ)ᵀ w for the operands that are wanted. Frees what was recorded."""
-        targets = [t for t, need in zip(self.theta, wanted, strict=True) if need]
-        grads = iter(self._grad(targets, w, allow_unused=True))
+        """(∂f/∂θ)ᵀ w for the operands that are wanted. Frees what was recorded, as it goes."""
+        targets = tuple(t for t, need in zip(self.theta, wanted, strict=True) if need)
+        if not self.outputs or not targets:
+            return [torch.zeros_like(t) if need else None for t, need in zip(self.theta, wanted, strict=True)]
+        roots, shown = [get_gradient_edge(t) for t in self.outputs], self._shown(w)
+        self.out, self.outputs = [], ()  # f(z), which the graph itself holds no longer than it needs
+        grads = iter(_products(roots, shown, targets, keep=False))
         return [next(grads) if need else None for need in wanted]
 
     def _pull(self, w: Tensors) -> Tensors:
-        """Jᵀw, as ``torch.autograd.grad`` computes it, without its checks: they take a fifth of a small product."""
+        """Jᵀw."""
         if not self.outputs:
             return [torch.zeros_like(t) for t in self.z]
-        found = _engine_run_backward(
-            self.outputs, self._shown(w), True, False, tuple(self.z), allow_unreachable=True, accumulate_grad=False
-        )
+        found = _products(self.outputs, self._shown(w), self._inputs, keep=True)
         return [torch.zeros_like(z) if t is None else t for z, t in zip(self.z, found, strict=True)]
-
-    def _grad(self, targets: Tensors, cotangents: Tensors, **options: bool) -> Sequence[Any]:
-        if not self.outputs or not targets:
-            return [torch.zeros_like(t) for t in targets]
-        return torch.autograd.grad(self.outputs, targets, self._shown(cotangents), **options)
 
     def _shown(self, cotangents: Tensors) -> tuple[Tensor, ...]:
         """Those of the outputs that depend on anything."""
+        if len(self.outputs) == len(self.out):
+            return tuple(cotangents)
         return tuple(c for t, c in zip(self.out, cotangents, strict=True) if t.requires_grad)
 
     def _solve(self, linear: _Linear, g: Tensors, what: str) -> tuple[list[Tensor], Tensor]:
@@ -154,9 +157,9 @@ class Linearization:
         found = solve_scaled(together(solver, frame.ranks), linear, right)
         match rule.contraction:
             case "unknown":
-                found = replace(found, error=estimate_error(linear, found.value, right))
+                found = amended(found, error=estimate_error(linear, found.value, right))
             case float() | int() as q:
-                found = replace(found, error=error_bound(found, q))
+                found = amended(found, error=error_bound(found, q))
         w = frame.unpack(found.value)
         if root.report is not None:
             root.report(frame.told(found, w))
@@ -166,7 +169,13 @@ class Linearization:
             what=f"{what} of a fixed point (residual of its linear equation, in units of the right-hand side)",
             remedies=f"{type(solver).remedies}, given as backward=Implicit(solver=...)",
         )
-        return w, frame.per_sample(found.converged)
+        return w, frame.per_sample(found.status)
+
+
+def _products(roots: Sequence[Any], w: Tensors, targets: tuple[Tensor, ...], *, keep: bool) -> Sequence[Any]:
+    """As ``torch.autograd.grad`` computes them, without its checks, which take a fifth of a small product."""
+    run = Variable._execution_engine.run_backward
+    return run(tuple(roots), w, keep, False, targets, allow_unreachable=True, accumulate_grad=False)
 
 
 class _Linear:

@@ -53,7 +53,7 @@ class Problem(ABC):
 
     @abstractmethod
     def solve(self, operands: Tensors) -> tuple[list[Tensor], Tensor]:
-        """For plain operands, the leaves of the solution, and which samples converged."""
+        """For plain operands, the leaves of the solution, and the status of each sample."""
 
     @abstractmethod
     def apply(self, z: Tensors, operands: Tensors) -> list[Tensor]:
@@ -87,7 +87,7 @@ class Forward(Problem):
     def solve(self, operands: Tensors) -> tuple[list[Tensor], Tensor]:  # noqa: D102
         start, theta = self.split(operands)
         self.solution = self.equation.solve(self.solver, self.frame.tree(start), theta)
-        return leaves(self.solution.value), self.solution.converged
+        return leaves(self.solution.value), self.solution.status
 
     def apply(self, z: Tensors, operands: Tensors) -> list[Tensor]:  # noqa: D102
         with self.rule.selection.active():
@@ -124,7 +124,7 @@ class _Mapped(Problem):
         start = tree(root.split(operands)[0])
         found = root.equation.run(lambda z: tree(self.apply(leaves(z), operands)), start, root.solver, self.frame)
         root.solution = found
-        return leaves(found.value), found.converged
+        return leaves(found.value), found.status
 
     def apply(self, z: Tensors, operands: Tensors) -> list[Tensor]:
         f = torch.func.vmap(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..pytree import leaves
-from ..solution import Solution
+from ..solution import Solution, amended
 from ..solvers import Solver
 from .base import Equation
 from .implicit import solve_apart
@@ -30,7 +30,7 @@ def measured(equation: Equation, z: Sequence[Tensor], solver: Solver, *, steps: 
 
     judge, start = replace(solver, max_steps=0, record=False), [leaf.detach() for leaf in z]
     found = solve_apart(equation, judge, start) if equation.traced else judge.run(f, layout.tree(start))
-    return replace(
+    return amended(
         found,
         value=layout.tree(z),
         steps=torch.full_like(found.steps, steps),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..pytree import leaves
-from ..solution import Solution, Status
+from ..solution import Solution, Status, amended
 from ..solvers import Affine, Broyden, Solver
 from ..solvers.broyden import InverseKept
 from .base import Backward, Equation, Report
@@ -66,7 +66,7 @@ class Shine(Backward):
         flat = leaves(solution.value)
         if self.solver is None and any(leaf.requires_grad for leaf in flat):
             flat = _FirstOrder.apply(*flat)  # type: ignore[no-untyped-call]
-        return replace(solution, value=equation.layout.tree(flat))
+        return amended(solution, value=equation.layout.tree(flat))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -96,7 +96,7 @@ class _Shared(Solver):
             return _judged(w, residual, good)
         start, value = torch.where(good[:, None], w, 0.0), torch.where(good[:, None], fw, g)
         found = self.then.run(f, start, fz0=value)
-        return replace(found, evaluations=found.evaluations + 1)
+        return amended(found, evaluations=found.evaluations + 1)
 
 
 def _judged(w: Tensor, residual: Tensor, good: Tensor) -> Solution:

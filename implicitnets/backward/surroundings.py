@@ -5,8 +5,9 @@ A fixed point is that of one map, so within one solve and its gradients f sees t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,20 +32,18 @@ class Surroundings:
         """See what the first call of f has used."""
         self.updated = list(updated)
         self.random = None if torch.equal(self._before, _random_state(self.device)) else self._before
+        del self._before  # as large as a small state
 
     @property
     def matter(self) -> bool:
         """Whether there is anything to restore."""
         return self.autocast is not None or self.random is not None or bool(self.updated)
 
-    @contextmanager
-    def lowered(self) -> Iterator[None]:
+    def lowered(self) -> AbstractContextManager[Any]:
         """Inside, autocast is as it was at the start, without its cache, whose entries have a history of their own."""
         if self.autocast is None:
-            yield
-        else:
-            with torch.autocast(self.device.type, self.autocast, cache_enabled=False):
-                yield
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast, cache_enabled=False)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -67,22 +66,22 @@ class Surroundings:
                 buffer.copy_(value)
 
 
-@contextmanager
-def without_autocast(device: torch.device) -> Iterator[None]:
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Inside, arithmetic is in the dtypes of its operands."""
-    if _autocast(device.type) is None:
-        yield
-        return
-    with torch.autocast(device.type, enabled=False):
-        yield
+    return nullcontext() if _autocast(device.type) is None else torch.autocast(device.type, enabled=False)
 
 
 def _autocast(kind: str) -> torch.dtype | None:
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    on = _has_autocast(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
 
 
+_has_autocast = functools.cache(torch.amp.is_autocast_available)
+
+
 def _random_state(device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return torch.get_rng_state()
     module, which = _generators(device)
     state: Tensor = module.get_rng_state(*which)
     return state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from math import isqrt
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint
 
 from ..pytree import leaves, versions
-from ..solution import Solution, Status
+from ..solution import Solution, Status, amended
 from ..solvers import Solver
 from .base import Backward, Equation, Report
 from .implicit import solve_apart
@@ -79,7 +79,7 @@ class Unroll(Backward):
             return solution
         found = leaves(solution.value)
         value = [at + (path - path.detach()) for at, path in zip(found, self._path(equation, found), strict=True)]
-        return replace(solution, value=equation.layout.tree(value), evaluations=solution.evaluations + self.steps)
+        return amended(solution, value=equation.layout.tree(value), evaluations=solution.evaluations + self.steps)
 
     @property
     def traceable(self) -> bool:

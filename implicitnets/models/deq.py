@@ -16,7 +16,7 @@ from ..backward.transforms import plain
 from ..fixed_point import check_strategies, fixed_point
 from ..nonsmooth import Autograd, Selection
 from ..pytree import leaves, rebuild
-from ..solution import Solution
+from ..solution import Solution, amended
 from ..solvers import Anderson, Solver
 from .affine import AffineForm, NotAffine
 from .config import Configurable
@@ -75,10 +75,10 @@ class Equilibrium(Configurable, ABC):
             report=self._keep_backward,
             sync_group=self.sync_group,
         )
-        record = {**vars(solution), "value": rebuild(plain, solution.value)}
-        self.forward_solution = Solution(**record)
+        found = amended(solution, value=rebuild(plain, solution.value))
+        self.__dict__["forward_solution"] = found  # past Module.__setattr__, which looks for parameters in vain
         if start is not None:
-            start.keep(self.forward_solution)
+            start.keep(found)
         return solution.value
 
     @abstractmethod
@@ -107,7 +107,7 @@ class Equilibrium(Configurable, ABC):
         )
 
     def _keep_backward(self, solution: Solution) -> None:
-        self.backward_solution = solution
+        self.__dict__["backward_solution"] = solution  # likewise
 
     def _forget(self) -> None:
         self.forward_solution = self.backward_solution = None
@@ -203,8 +203,8 @@ class DEQ(Equilibrium):
         tensors = [x for x in leaves(inputs) if isinstance(x, Tensor)]
         if not tensors:
             raise ValueError("DEQ called without inputs does not know its batch: pass z0=torch.zeros(batch, ...)")
-        like = next((x for x in tensors if x.is_floating_point()), torch.empty(0, device=tensors[0].device))
         if self.state_shape is not None:
+            like = next((x for x in tensors if x.is_floating_point()), torch.empty(0, device=tensors[0].device))
             return like.new_zeros((tensors[0].shape[0], *self.state_shape))
         if not tensors[0].is_floating_point():
             raise ValueError(

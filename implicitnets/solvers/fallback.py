@@ -84,7 +84,7 @@ class Fallback(Solver):
     def run(self, f: Callable[[Any], Any], z0: Any, *, fz0: Any = None) -> Solution:  # noqa: D102
         found = self.solvers[0].run(f, z0, fz0=fz0)
         for solver in self.solvers[1:]:
-            if bool(found.converged.all()):
+            if found.all_converged:
                 break
             lost = (found.status == Status.DIVERGED) | (found.status == Status.NONFINITE)
             # The loop finds at once who has converged, and cuts f to the others after trying whether it may.

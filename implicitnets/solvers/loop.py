@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -63,14 +64,15 @@ class Loop(Generic[StateT]):
         self.done = np.zeros(batch, dtype=bool)  # finished, but still in the batch, where nobody looks at it
         self.finished = 0  # how many those are
         self.best = Best(batch)
-        self.least = np.full(batch, np.inf)  # residual of the best iterate
-        self.horizon = np.full(batch, np.inf)  # of ‖f(z)‖: further out a tolerance relative to it means nothing
+        # Residual of the best iterate; of ‖f(z)‖, further out a tolerance relative to it means nothing.
+        bounds = np.empty((2, batch))
+        bounds.fill(np.inf)
+        self.least, self.horizon = bounds
         self.native = self._measure(z)
         # by sample
         self.value: Tensor | None = None  # of those who have finished
-        self.residual = np.full(batch, np.nan)
-        self.steps = np.zeros(batch, dtype=np.int64)
-        self.status = np.zeros(batch, dtype=np.int64)
+        self.residual = np.empty(batch)
+        self.steps, self.status = np.zeros((2, batch), dtype=np.int64)
         self.trace: list[Vector] = []
 
     def measure(self) -> bool:
@@ -82,19 +84,29 @@ class Loop(Generic[StateT]):
         self.steady = met >= 0
         if not self.steady or self.step == self.solver.rounds or self.solver.record:
             return self._judge(last)
-        self.least, scale = self.now.host_norms()
+        np.copyto(self.least, self.now.host_norms()[0])
         self.best.renew()
         if met:
-            self.limit = self._limit(scale)
-            self._settle((self.least <= self.limit) & ~self.done, self.least, int(Status.CONVERGED))
+            self._keep()
         return self.finished < self.done.size
+
+    def _keep(self) -> None:
+        """Settle the rows that have converged, where all that are at work are at their best."""
+        norms, spent = self.now.host_norms(), self.solver.spent(self.state, self.step)
+        if self.native is None or not isinstance(spent, int):
+            self._settle((norms[0] <= self._limit(norms[1])) & ~self.done, norms[0], int(Status.CONVERGED))
+            return
+        if self.value is None:
+            self.value = torch.empty_like(self.now.z)
+        at = (self.sample, self.value, self.residual, self.steps)
+        self.finished += self.native.settle(self.now.z, norms, spent, *at)
 
     def _evaluate(self) -> tuple[Iterate, int]:
         """The iterate at z, and how many have converged there; -1 if anybody at work neither has nor improves."""
         z = self.z.contiguous()
         fz = self.f(self.z).contiguous()
         if self.native is not None:
-            norms, met = self.native(z, fz, self.least)
+            norms, met = self.native(z, fz)
             return Iterate(z, fz, host=norms), met
         now = Iterate.at(z, fz)
         if self.finished:
@@ -107,7 +119,7 @@ class Loop(Generic[StateT]):
     def _measure(self, like: Tensor) -> native.Measure | None:
         if not native.fits(like):
             return None
-        return native.Measure(like, (self.solver.atol, self.solver.rtol), self.horizon, self.done)
+        return native.Measure(like, (self.solver.atol, self.solver.rtol), self.horizon, self.least, self.done)
 
     def _limit(self, scale: Vector) -> Vector:
         with np.errstate(invalid="ignore"):
@@ -115,24 +127,25 @@ class Loop(Generic[StateT]):
 
     def _begin(self) -> None:
         residual, scale = self.now.host_norms()
-        self.first = residual
-        self.start = np.where(np.isfinite(residual + scale), np.maximum(residual, scale), 0.0)
-        self.horizon[:] = self.start * torch.finfo(self.z.dtype).eps ** -0.75
+        self.first, self.start = residual, np.maximum(residual, scale)
+        finite = np.isfinite(self.start)
+        if np.count_nonzero(finite) < finite.size:
+            self.start = np.where(finite, self.start, 0.0)
+        np.multiply(self.start, torch.finfo(self.z.dtype).eps ** -0.75, out=self.horizon)
 
     def _judge(self, last: Iterate | None) -> bool:
         """Settle the samples that are finished; whether any is not."""
         solver, live = self.solver, ~self.done
         residual, scale = self.now.host_norms()
-        self.limit = self._limit(scale)
         if solver.record:
             self._record(residual)
         finite = np.isfinite(residual)
         far = (scale > self.horizon) & live
-        converged = (residual <= self.limit) & finite & live & ~far
+        converged = (residual <= self._limit(scale)) & finite & live & ~far
         improved = ((residual < self.least) & live & ~far) | converged
         if last is not None:
             self.best.update(last, improved | self.done)
-        self.least = np.where(improved, residual, self.least)
+        np.copyto(self.least, residual, where=improved)
         finished = converged | far | (self.step == solver.rounds)
         if solver.growth is None or self.step == 0:
             finished |= ~finite
@@ -196,13 +209,19 @@ class Loop(Generic[StateT]):
 
     def _dropping_pays(self) -> bool:
         """Whether it spares evaluations more than it costs, the trial before the first drop included."""
-        live, residual = ~self.done, self.now.host_norms()[0]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            to_go = np.log(residual / self.limit)[live] / np.log(self.first / residual)[live]
-        iterations = max(self.step, 1) * np.max(np.where(to_go > 0, to_go, np.inf))
         size = self.z.shape[1]
-        trial = 0 if self.f.cut else 2 * np.count_nonzero(live) * size
-        return bool(iterations * self.finished * size > PRICE + trial)
+        trial = 0 if self.f.cut else 2 * (self.done.size - self.finished) * size
+        return self._to_go() * self.finished * size > PRICE + trial
+
+    def _to_go(self) -> float:
+        """Iterations until the largest residual meets its tolerance, at the rate at which it has fallen so far."""
+        residuals, scales = self.now.host_norms()
+        worst = int(np.argmax(np.where(self.done, 0.0, residuals)))
+        residual, scale, first = (float(of[worst]) for of in (residuals, scales, self.first))
+        limit = self.solver.atol + self.solver.rtol * scale
+        if not 0 < limit < residual < first:
+            return math.inf
+        return max(self.step, 1) * math.log(residual / limit) / math.log(first / residual)
 
     def _drop(self) -> None:
         live = ~self.done

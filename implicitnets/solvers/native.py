@@ -21,16 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Measure", "anderson", "fits", "library"]
+__all__ = ["Measure", "anderson", "cosines", "fits", "library", "scaled"]
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 LARGE = 2**18
 """From this many entries on, tensor operations are used where they have more than two threads: on one thread they
 take about twice as long as these loops (measured)."""
-SHARE = 2**14
-"""So many entries at least are the share of a thread."""
+SHARE = 2**17
+"""So many entries, times what is done with each, are at least the share of a thread: others are slow to wake."""
 MAX_MEMORY = 32
 """As in native.c."""
 SOURCE = Path(__file__).with_name("native.c")
@@ -86,6 +87,11 @@ def fits(z: Tensor) -> bool:
 
 
 @functools.cache
+def _measuring(dtype: torch.dtype) -> tuple[Any, Any]:
+    return _function("measure", dtype, "pppp"), _function("settle", dtype, "ppplpppp")
+
+
+@functools.cache
 def _function(name: str, dtype: torch.dtype, arguments: str) -> Any:
     """A function of the library; ``arguments`` has a letter for each: long, double or pointer."""
     function = getattr(library(), f"{name}_f32" if dtype == torch.float32 else f"{name}_f64")
@@ -94,8 +100,8 @@ def _function(name: str, dtype: torch.dtype, arguments: str) -> Any:
     return function
 
 
-def _threads(z: Tensor) -> int:
-    return min(torch.get_num_threads(), z.numel() // SHARE + 1)
+def _threads(z: Tensor, work: int = 1) -> int:
+    return min(torch.get_num_threads(), work * z.numel() // SHARE + 1)
 
 
 def _pointer(array: np.ndarray[Any, Any]) -> int:
@@ -108,33 +114,63 @@ class _Job(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_long) for name in ("threads", "rows", "size")),
         *((name, ctypes.c_double) for name in ("atol", "rtol")),
-        *((name, ctypes.c_void_p) for name in ("horizon", "done")),
+        *((name, ctypes.c_void_p) for name in ("horizon", "least", "done")),
     )
 
 
 class Measure:
-    """‖fz − z‖ and ‖fz‖ of each row, shape (2, rows), and how many rows meet the tolerance, if all are as usual.
-
-    These are the rows with ‖fz‖ ≤ horizon that meet it, ‖fz − z‖ ≤ atol + rtol · ‖fz‖, or have ‖fz − z‖ < least, and
-    those that are done, whose norms are 0 and which are not counted. If one is not, the number is -1.
+    """Measures points of a batch, and keeps those that meet the tolerance: the loop on the CPU, where all is as usual.
 
     Args:
         like: A matrix like all that will be measured.
         limits: atol and rtol.
-        horizon: By row.
-        done: By row. Both are looked at anew each time.
+        horizon: By row, of ‖fz‖.
+        least: By row, the residual to be improved on.
+        done: By row, who is not looked at any more. All three are read anew each time.
     """
 
-    def __init__(self, like: Tensor, limits: tuple[float, float], horizon: Vector, done: Mask) -> None:
-        self._kept = horizon, done
-        self._job = _Job(_threads(like), *like.shape, *limits, _pointer(horizon), _pointer(done))
-        self._at, self._function = ctypes.byref(self._job), _function("measure", like.dtype, "ppppp")
+    def __init__(self, like: Tensor, limits: tuple[float, float], horizon: Vector, least: Vector, done: Mask) -> None:
+        self._kept = horizon, least, done
+        self._job = _Job(_threads(like), *like.shape, *limits, *map(_pointer, self._kept))
+        self._at, self._rows = ctypes.byref(self._job), like.shape[0]
+        self._measure, self._settle = _measuring(like.dtype)
 
-    def __call__(self, z: Tensor, fz: Tensor, least: Vector) -> tuple[Vector, int]:
-        """Measure a point z and the value there, with the residuals that are to be improved on."""
-        norms = np.empty((2, len(least)))
-        met: int = self._function(self._at, z.data_ptr(), fz.data_ptr(), _pointer(least), _pointer(norms))
+    def __call__(self, z: Tensor, fz: Tensor) -> tuple[Vector, int]:
+        """‖fz − z‖ and ‖fz‖ of each row, shape (2, rows), and how many rows meet the tolerance, if all are as usual.
+
+        These are the rows with ‖fz‖ ≤ horizon that meet it, ‖fz − z‖ ≤ atol + rtol · ‖fz‖, or have ‖fz − z‖ < least,
+        and those that are done, whose norms are 0 and which are not counted. If one is not, the number is -1.
+        """
+        norms = np.empty((2, self._rows))
+        met: int = self._measure(self._at, z.data_ptr(), fz.data_ptr(), _pointer(norms))
         return norms, met
+
+    def settle(
+        self, z: Tensor, norms: Vector, step: int, sample: Indices, value: Tensor, residual: Vector, steps: Indices
+    ) -> int:
+        """Have the rows that meet the tolerance be done, note point, residual and ``step``; how many these are."""
+        settled: int = self._settle(
+            *(self._at, z.data_ptr(), _pointer(norms), step, _pointer(sample)),
+            *(value.data_ptr(), _pointer(residual), _pointer(steps)),
+        )
+        return settled
+
+
+def scaled(right: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row in units of its norm, and that, shape (rows, 1); 1 where it is 0."""
+    out, unit = torch.empty_like(right), right.new_empty(right.shape[0], 1)
+    pointers = [tensor.data_ptr() for tensor in (right, out, unit)]
+    _function("scale", right.dtype, "lllppp")(_threads(right), *right.shape, *pointers)
+    return out, unit
+
+
+def cosines(now: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], columns: int) -> Vector:
+    """⟨fz − z, the other fz − z⟩ of each row, over its first ``columns`` entries, by their norms; 0 where one is."""
+    found, (z, fz) = np.empty(now[0].shape[0]), now
+    _function("cosines", z.dtype, "lll" + "p" * 5)(
+        *z.shape, columns, *[tensor.data_ptr() for tensor in (z, fz, *other)], _pointer(found)
+    )
+    return found
 
 
 def anderson(
@@ -158,7 +194,7 @@ def anderson(
     z, fz, scale = now
     out, finfo = torch.empty_like(z), torch.finfo(z.dtype)
     _function("anderson", z.dtype, "llllll" + "ddd" + "p" * 12)(
-        *(_threads(z), *z.shape, history[-1].shape[1], slot, used),
+        *(_threads(z, work=8), *z.shape, history[-1].shape[1], slot, used),
         *(diagonal, finfo.eps, finfo.tiny),
         *(z.data_ptr(), fz.data_ptr(), _pointer(scale)),
         *[tensor.data_ptr() for tensor in (*last, *history, out)],

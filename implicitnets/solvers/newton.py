@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..nonsmooth import Autograd, Selection
-from ..solution import Solution
+from ..solution import Solution, amended
+from . import native
 from .base import Iterative, Solver, require
 from .krylov import GMRES
 from .loop import Iterate
@@ -83,10 +84,14 @@ def solve_scaled(solver: Solver, linear: object, right: Tensor) -> Solution:
     So the absolute tolerance of ``solver`` is relative to the right-hand side, and the solution of c · right is
     c times that of right, however small or large c is. The residual and trace of the record are in these units.
     """
+    offset, unit = native.scaled(right.contiguous()) if native.fits(right) else _scaled(right)
+    found = solver.run(Affine(linear, offset), torch.zeros_like(offset), fz0=offset)  # type: ignore[arg-type]
+    return amended(found, value=found.value * unit)
+
+
+def _scaled(right: Tensor) -> tuple[Tensor, Tensor]:
     largest = right.abs().amax(1, keepdim=True) if right.shape[1] else right.new_ones((right.shape[0], 1))
     largest = torch.where(largest > 0, largest, 1.0)  # first, so that no square under- or overflows
     size = torch.linalg.vector_norm(right / largest, dim=1, keepdim=True)
     unit = largest * torch.where(size > 0, size, 1.0)
-    offset = right / unit
-    found = solver.run(Affine(linear, offset), torch.zeros_like(offset), fz0=offset)  # type: ignore[arg-type]
-    return replace(found, value=found.value * unit)
+    return right / unit, unit

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..nonsmooth import Autograd, Selection
-from ..pytree import Layout, refuse_in_place, versions
+from ..pytree import Layout, refuse_in_place, version, versions
 
 __all__ = ["Affine", "PackedMap", "Selectable", "WrittenOut"]
 
@@ -76,9 +76,15 @@ class PackedMap:
         self.evaluations += 1
         if isinstance(f, Affine):
             return f(z)
-        state = [z] if self._plain else self.layout.unpack(z)
+        if self._plain:
+            now = version(z)
+            out = f(z)
+            if version(z) != now:
+                refuse_in_place([z], [now])
+            return self._packed(out, z)
+        state = self.layout.unpack(z)
         before = versions(state)
-        out = f(z if self._plain else self.layout.tree(state))
+        out = f(self.layout.tree(state))
         refuse_in_place(state, before)
         return self._packed(out, z)
 

@@ -89,7 +89,7 @@ def _of_equilibrium(model: Equilibrium, x: Tensor, v: Sequence[Tensor]) -> tuple
             solver=model.solver,
             backward=model.backward,
         )
-    if bool(found.status.any()):
+    if not found.all_converged:
         return None
     z, *dots = found.value
     return _push(after, (x, z), list(zip(v, dots, strict=True)))

@@ -203,10 +203,14 @@ def test_a_solver_that_runs_away_is_not_believed():
         QPLayer(rho=3.0, solver=Anderson(memory=10, rtol=1e-12, atol=1e-12, max_steps=200)),
         program(3, 6, 8, 1),
     )
-    with pytest.warns(inn.ConvergenceWarning) as caught:
-        layer(*data, z0=100 * normal(3, 8, dtype=F64, seed=1))
-    record = layer.forward_solution
-    away = (record.residual <= 1e-12 * torch.linalg.vector_norm(record.value, dim=1)) & (record.residual > 0.1)
+    for seed in range(100):  # rounding decides from which starts it does: from about one in ten
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", inn.ConvergenceWarning)
+            layer(*data, z0=100 * normal(3, 8, dtype=F64, seed=seed))
+        record = layer.forward_solution
+        away = (record.residual <= 1e-12 * torch.linalg.vector_norm(record.value, dim=1)) & (record.residual > 0.1)
+        if away.any():
+            break
     assert away.any()
     assert not record.converged[away].any()
     assert any("grow without bounds" in str(w.message) for w in caught)

@@ -10,8 +10,10 @@ Everybody is asked for the same relative residual of the equilibrium, which is c
 and for the same relative residual of the adjoint equation, as far as they can be told: TorchDEQ's two tolerances have
 ``stop_mode="rel"``, 50 steps, or 300 where 50 are too few. Who misses either residual is marked as failed, and is
 left out of the comparison. "DEQ" is the default where it does not choose ``Dense()``, and with "Picard" or "Broyden"
-it solves both equations by that method, as TorchDEQ's namesakes do. TorchDEQ's design is to attach f at the solution
-and to solve the adjoint equation in a hook; "re-attached" is that design with our solvers, and nothing around them.
+it solves both equations by that method, as TorchDEQ's namesakes do. These are measured in both of TorchDEQ's designs:
+as they are, the adjoint equation is solved in an ``autograd.Function`` behind f; with "hook" (``hook_ift=True``), f is
+attached at the solution, and the adjoint equation is solved in a hook of f's value. "re-attached" is the second design
+with our solvers, and nothing around them; in both, the gradient reaches the solution too, which takes a product more.
 
 The error is that of the gradient of W and x together, relative to its norm, against
 float64 with both equations solved to 1e-12: the adjoint by Dense() up to n = 512, beyond that by GMRES().
@@ -51,8 +53,13 @@ BUDGETS = (50, 300)
 FORWARD = 1e-4
 CONTRACTION = 0.9
 REATTACHED = "re-attached"
-RIVALS = ("anderson", "fixed_point_iter", "broyden")
-SAME = {"DEQ": "torchdeq anderson", "DEQ, Picard": "torchdeq fixed_point_iter", "DEQ, Broyden": "torchdeq broyden"}
+RIVALS = {
+    f"torchdeq {solver}{suffix}": (mine, solver, hook)
+    for hook, suffix in ((False, ""), (True, ", hook"))
+    for mine, solver in (("DEQ", "anderson"), ("DEQ, Picard", "fixed_point_iter"), ("DEQ, Broyden", "broyden"))
+}
+"""Who of ours uses the same method; the solver and the design in TorchDEQ."""
+PAIRS = {rival: mine for rival, (mine, _, _) in RIVALS.items()} | {REATTACHED: "DEQ"}
 
 
 class Cell(nn.Module):
@@ -104,10 +111,10 @@ def ours(forward, adjoint, cell, _steps):
     return model, lambda: bool(model.backward_solution.converged.all())
 
 
-def theirs(solver, tolerance, cell, steps):
+def theirs(solver, hook, tolerance, cell, steps):
     forward = {"f_solver": solver, "f_tol": FORWARD, "f_stop_mode": "rel", "f_max_iter": steps}
     backward = {"b_solver": solver, "b_tol": tolerance, "b_stop_mode": "rel", "b_max_iter": steps}
-    deq = get_deq(ift=True, **forward, **backward)
+    deq = get_deq(ift=True, hook_ift=hook, **forward, **backward)
     told = {}
 
     def model(x):
@@ -122,7 +129,7 @@ def default(tolerance):
 
 
 def reattached(tolerance, cell, _steps):
-    """Our solvers in the design that TorchDEQ uses: attach f at the solution, and solve the adjoint in its hook."""
+    """Our solvers in TorchDEQ's second design: attach f at the solution, and solve the adjoint equation in a hook."""
     told = {}
 
     def model(x):
@@ -152,7 +159,7 @@ def contenders(tolerance):
         "DEQ, Broyden": partial(ours, Broyden(rtol=FORWARD), Broyden(rtol=tolerance)),
         REATTACHED: partial(reattached, tolerance),
     }
-    return models | {f"torchdeq {solver}": partial(theirs, solver, tolerance) for solver in RIVALS}
+    return models | {name: partial(theirs, solver, hook, tolerance) for name, (_, solver, hook) in RIVALS.items()}
 
 
 def step(model, case, cell, x, target):
@@ -229,7 +236,7 @@ def compare(solvers):
     """Time and peak memory of others in units of ours.
 
     "ratio": the time of TorchDEQ's best to that of each of ours; None where none of theirs or not ours is solved.
-    "same": TorchDEQ's to ours, method by method. "design": re-attached, to DEQ.
+    "pairs": each of TorchDEQ's to ours of the same method, and re-attached to DEQ.
     """
     times = {name: record["seconds"] for name, record in solvers.items() if record["converged"]}
     best = min((name for name in times if name.startswith("torchdeq")), key=times.get, default=None)
@@ -237,8 +244,7 @@ def compare(solvers):
     return {
         "best_of_torchdeq": best,
         "ratio": {name: times[best] / times[name] if best and name in times else None for name in names},
-        "same": {name: _relative(solvers[other], solvers[name]) for name, other in SAME.items()},
-        "design": _relative(solvers[REATTACHED], solvers["DEQ"]),
+        "pairs": {other: _relative(solvers[other], solvers[mine]) for other, mine in PAIRS.items()},
     }
 
 
@@ -269,19 +275,22 @@ def report(records):
 
 
 def by_size(records):
-    """For each size: TorchDEQ's best to DEQ in time, its methods to ours of the same kind, and the other design."""
-    rows = []
-    for n in dict.fromkeys(record["n"] for record in records):
+    """Time and memory of each pair for each size, and before them the time of TorchDEQ's best."""
+    sizes = list(dict.fromkeys(record["n"] for record in records))
+    rows = [["TorchDEQ's best / DEQ"], *([f"{other} / {mine}"] for other, mine in PAIRS.items())]
+    for n in sizes:
         cases = [record for record in records if record["n"] == n]
-        columns = [[record["ratio"]["DEQ"] for record in cases if record["ratio"]["DEQ"] is not None]]
-        for found in (*([record["same"][name] for record in cases] for name in SAME), [r["design"] for r in cases]):
-            known = [ratios for ratios in found if ratios is not None]
-            columns.append([ratios["time"] for ratios in known])
-            columns.append([ratios["memory"] for ratios in known if ratios["memory"] is not None])
-        rows.append([n, *(f"{median(found):.2f} ({min(found):.2f})" if found else "–" for found in columns)])
-    pairs = [*(f"{other} / {name}" for name, other in SAME.items()), f"{REATTACHED} / DEQ"]
-    header = ["n", "TorchDEQ's best / DEQ: time", *(f"{pair}: {what}" for pair in pairs for what in ("time", "memory"))]
+        rows[0] += [_middle(record["ratio"]["DEQ"] for record in cases), "–"]
+        for row, other in zip(rows[1:], PAIRS, strict=True):
+            known = [record["pairs"][other] for record in cases if record["pairs"][other] is not None]
+            row += [_middle(ratios[what] for ratios in known) for what in ("time", "memory")]
+    header = ["", *(f"n = {n}: {what}" for n in sizes for what in ("time", "memory"))]
     return "Medians (and least):\n\n" + table(header, rows)
+
+
+def _middle(ratios):
+    known = [ratio for ratio in ratios if ratio is not None]
+    return f"{median(known):.2f} ({min(known):.2f})" if known else "–"
 
 
 def spent(record):

@@ -159,7 +159,7 @@ def test_inputs_stay_in_the_region(radius, norm, domain, dtype, seed):
 def test_many_steps_are_never_worse_than_one(norm, radius):
     model, x = classifier(), points(40)
     one, many = (attack(model, x, radius=2 * radius, norm=norm, method=m) for m in (FGSM(), PGD()))
-    assert (many.after <= one.after)[~one.success].all()
+    assert (many.after <= one.after + 1e-12)[~one.success].all()  # some are the same point, up to rounding
     assert many.success[one.success].all()
     assert many.after[~many.success].sum() < one.after[~many.success].sum()
 

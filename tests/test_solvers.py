@@ -176,11 +176,12 @@ def test_a_bad_sample_harms_nobody_else():
     for name, entry in SOLVERS.items():
         if not entry.own_way or not entry.solves(frozenset({"contraction"})):
             continue
-        found = entry.at(torch.float64).run(lambda z: 0.5 * torch.tanh(z) + x, torch.zeros_like(x))
+        # On 0.5 tanh(z) + x it is for rounding to decide whether newton_krylov stalls.
+        found = entry.at(torch.float64).run(lambda z: 0.2 * torch.tanh(z) + x, torch.zeros_like(x))
         good = torch.tensor([0, 2, 3, 5])
         assert found.status[[1, 4]].tolist() == [Status.NONFINITE] * 2, name
         assert found.converged[good].all(), name
-        assert torch.allclose(found.value[good], (0.5 * torch.tanh(found.value) + x)[good], atol=1e-6), name
+        assert torch.allclose(found.value[good], (0.2 * torch.tanh(found.value) + x)[good], atol=1e-6), name
 
 
 def test_divergence_running_out_of_steps_and_bad_values_are_told_apart():

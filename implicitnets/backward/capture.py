@@ -80,7 +80,7 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         if func is functional.batch_norm:
             self.mixes |= bool((kwargs or {}).get("training", args[5] if len(args) > 5 else False))
-        changes = _may_change(func)
+        changes = _may_change(getattr(func, "__name__", ""))
         if self.recording or self.transformed or changes:
             for tensor in _tensors((*args, *kwargs.values()) if kwargs else args):
                 if id(tensor) not in self.found and id(tensor) not in self.inside:
@@ -102,9 +102,8 @@ class _Watch(TorchFunctionMode):
 
 
 @lru_cache(maxsize=1024)
-def _may_change(func: Callable[..., Any]) -> bool:
+def _may_change(name: str) -> bool:
     """Whether an operation may change an argument in place: its name says so, or it keeps running statistics."""
-    name = getattr(func, "__name__", "")
     return (name.endswith("_") and not name.endswith("__")) or name in ("batch_norm", "instance_norm")
 
 

@@ -80,8 +80,6 @@ _has_autocast = functools.cache(torch.amp.is_autocast_available)
 
 
 def _random_state(device: torch.device) -> Tensor:
-    if device.type == "cpu":
-        return torch.get_rng_state()
     module, which = _generators(device)
     state: Tensor = module.get_rng_state(*which)
     return state

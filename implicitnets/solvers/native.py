@@ -87,11 +87,6 @@ def fits(z: Tensor) -> bool:
 
 
 @functools.cache
-def _measuring(dtype: torch.dtype) -> tuple[Any, Any]:
-    return _function("measure", dtype, "pppp"), _function("settle", dtype, "ppplpppp")
-
-
-@functools.cache
 def _function(name: str, dtype: torch.dtype, arguments: str) -> Any:
     """A function of the library; ``arguments`` has a letter for each: long, double or pointer."""
     function = getattr(library(), f"{name}_f32" if dtype == torch.float32 else f"{name}_f64")
@@ -133,7 +128,8 @@ class Measure:
         self._kept = horizon, least, done
         self._job = _Job(_threads(like), *like.shape, *limits, *map(_pointer, self._kept))
         self._at, self._rows = ctypes.byref(self._job), like.shape[0]
-        self._measure, self._settle = _measuring(like.dtype)
+        self._measure = _function("measure", like.dtype, "pppp")
+        self._settle = _function("settle", like.dtype, "ppplpppp")
 
     def __call__(self, z: Tensor, fz: Tensor) -> tuple[Vector, int]:
         """‖fz − z‖ and ‖fz‖ of each row, shape (2, rows), and how many rows meet the tolerance, if all are as usual.

@@ -102,7 +102,7 @@ def perron_scaling(metzler: Array) -> tuple[float, Array]:
     """
     eye, ones = np.eye(len(metzler)), np.ones(len(metzler))
     abscissa = _abscissa(metzler)
-    best = scaled_rows(metzler, ones), ones
+    best: tuple[float, Array] = scaled_rows(metzler, ones), ones
     for gap in (1e-6, 1e-3, 1e-1):
         try:
             eta = np.linalg.solve((abscissa + gap * abs(1 - abscissa)) * eye - metzler, ones).astype(np.float64)
@@ -130,8 +130,9 @@ def best_choice(rows: Array, owner: npt.NDArray[np.intp]) -> tuple[float, Array]
     """
     if len(rows) == rows.shape[1]:
         return perron_scaling(rows)
-    eta = np.ones(rows.shape[1])
-    best, chosen = (scaled_rows(rows, eta, owner), eta), owner[:0]
+    eta: Array = np.ones(rows.shape[1])
+    chosen = owner[:0]
+    best: tuple[float, Array] = scaled_rows(rows, eta, owner), eta
     for _ in range(30):
         order = np.lexsort((-(rows @ eta), owner))
         before, chosen = chosen, order[np.searchsorted(owner[order], np.arange(len(eta)))]

@@ -184,7 +184,8 @@ def _spectral(form: AffineForm) -> tuple[dict[str, float], Array | None]:
         return found, None
     w, radius = reduced.matrix, reduced.radius
     found |= {"NEMON": nemon(w, radius), "monotone": monotone(w, radius)}
-    margin, weights = found["monotone"], np.ones(len(w))
+    margin = found["monotone"]
+    weights: Array = np.ones(len(w))
     if form.weights is not None and len(w) == form.states:
         own = form.weights.numpy()
         margin, weights = max((margin, weights), (weighted(w, radius, own), own), key=lambda pair: pair[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigs, spsolve
@@ -17,7 +18,7 @@ LARGE = 1000
 ABOVE = 1e-6
 """So far above the eigenvalue, relatively, stands the t at which choices of rows are compared."""
 
-Vector = np.ndarray[Any, np.dtype[np.float64]]
+Vector = npt.NDArray[np.float64]
 
 
 class Growth:

@@ -82,7 +82,7 @@ def rescale(model: ImplicitModel, kappa: float | None = None) -> ImplicitModel:
         model.D,
         None if model.b is None else model.b / rows,
         model.c,
-        activation=_in_units(phi, model.rows, scale.tolist()),
+        activation=_in_units(phi, model.rows, list(map(float, scale))),
         sizes=structure.sizes if isinstance(structure, Triangular) else None,
         constraint=None if feed_forward else InfNorm(kappa=kappa),
         solver=model.solver,

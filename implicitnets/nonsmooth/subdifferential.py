@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.optimize import linprog
 from torch import Tensor
@@ -15,7 +16,7 @@ from .watching import Event, watch
 
 __all__ = ["b_subdifferential"]
 
-Rows = np.ndarray[Any, np.dtype[np.float64]]
+Rows = npt.NDArray[np.float64]
 
 
 def b_subdifferential(f: Callable[..., Any], z: Tensor, *inputs: Any, tol: float = 0.0, max_kinks: int = 12) -> Tensor:

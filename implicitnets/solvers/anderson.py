@@ -158,7 +158,7 @@ class Anderson(Iterative[_History]):
         if older is None and self.lazy > 0:
             return
         residual, scale = now.host_norms()
-        fell = np.zeros(len(residual), dtype=bool) if older is None else residual <= self.lazy**2 * older
+        fell: Mask = np.zeros(len(residual), dtype=bool) if older is None else residual <= self.lazy**2 * older
         if state.first is not None:
             fell &= ~_aligned(now, state.first)
             state.first = None

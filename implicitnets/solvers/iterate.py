@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 __all__ = ["Best", "Iterate", "Mask", "Vector"]
 
-Vector = np.ndarray[Any, np.dtype[np.float64]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Vector = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
 class Iterate:
@@ -83,7 +84,7 @@ class Best:
 
     def __init__(self, rows: int) -> None:
         """Start with nothing kept."""
-        self.stale = np.zeros(rows, dtype=bool)  # whose best iterate is in ``kept``
+        self.stale: Mask = np.zeros(rows, dtype=bool)  # whose best iterate is in ``kept``
         self.kept: Iterate | None = None
 
     def update(self, last: Iterate, improved: Mask) -> None:

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 __all__ = ["Measure", "anderson", "cosines", "fits", "library", "scaled"]
 
-Vector = np.ndarray[Any, np.dtype[np.float64]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-Indices = np.ndarray[Any, np.dtype[np.int64]]
+Vector = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.int64]
 
 LARGE = 2**18
 """From this many entries on, tensor operations are used where they have more than two threads: on one thread they

@@ -23,7 +23,7 @@ from implicitnets.plots import save, sensitivity_images
 from implicitnets.solvers import Anderson, PeacemanRachford
 
 FULL = {"states": 87, "epochs": 3, "batch": 200, "samples": 60_000}
-QUICK = {"states": 20, "epochs": 1, "batch": 50, "samples": 400}
+QUICK = {"states": 20, "epochs": 1, "batch": 50, "samples": 200}
 SPLIT = {
     "solver": PeacemanRachford(rtol=1e-2, max_steps=200),
     "backward": inn.Implicit(solver=PeacemanRachford(rtol=1e-2, max_steps=200)),

@@ -77,7 +77,7 @@ PENALTIES = {
     "proximal ℓ0": [prox.L0(w) for w in (1e-6, 1e-5, 3e-5, 1e-4)],
 }
 FULL = {"samples": 60_000, "epochs": 10, "more": 2, "prox": 3, "rate": 3e-3, "match": 2_000}
-QUICK = {"samples": 500, "epochs": 2, "more": 1, "prox": 1, "rate": 3e-3, "match": 100}
+QUICK = {"samples": 300, "epochs": 2, "more": 1, "prox": 1, "rate": 3e-3, "match": 100}
 
 
 def train(model, part, epochs, rate, optimizer=None):

@@ -38,7 +38,7 @@ METHODS = {
 }
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0, 100.0)
 FULL = {"samples": 4_000, "held": 1_000, "epochs": 5, "batch": 100, "seeds": 3}
-QUICK = {"samples": 400, "held": 100, "epochs": 1, "batch": 50, "seeds": 1}
+QUICK = {"samples": 200, "held": 100, "epochs": 1, "batch": 50, "seeds": 1}
 
 
 def build(kind, features, seed):

@@ -9,6 +9,11 @@ import pytest
 import torch
 
 
+def pytest_collectstart(collector):
+    """So does what a module draws when it is imported."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """Every test draws the same numbers in every run, alone or among others."""

@@ -22,8 +22,8 @@ from implicitnets.models import ImplicitModel, IntervalMonotoneDEQ, LipschitzDEQ
 from implicitnets.plots import save, sensitivity_images
 from implicitnets.solvers import Anderson, PeacemanRachford
 
-FULL = {"states": 87, "epochs": 3, "batch": 200, "samples": 60_000}
-QUICK = {"states": 20, "epochs": 1, "batch": 50, "samples": 200}
+FULL = {"states": 87, "epochs": 3, "batch": 200, "samples": 60_000, "steps": 30}
+QUICK = {"states": 20, "epochs": 1, "batch": 50, "samples": 200, "steps": 5}
 SPLIT = {
     "solver": PeacemanRachford(rtol=1e-2, max_steps=200),
     "backward": inn.Implicit(solver=PeacemanRachford(rtol=1e-2, max_steps=200)),
@@ -58,11 +58,11 @@ def trained(name, dataset, options, path):
     return model
 
 
-def analyse(model, dataset):
+def analyse(model, dataset, steps):
     with torch.no_grad():
         hits = (model(dataset.test.inputs).argmax(1) == dataset.test.labels).double().mean().item()
     posed, images = analysis.well_posedness(model), dataset.test.inputs[:200]
-    steep = {norm: analysis.lipschitz(model, norm, images) for norm in ("2", "inf")}
+    steep = {norm: analysis.lipschitz(model, norm, images, steps=steps) for norm in ("2", "inf")}
     return {
         "accuracy": hits,
         "criterion": posed.criterion,
@@ -98,7 +98,7 @@ def main():
     for number, name in enumerate(MODELS):
         model = trained(name, dataset, options, arguments.out / f"{number}.pt")
         if name not in results:
-            results[name] = analyse(model, dataset)
+            results[name] = analyse(model, dataset, options["steps"])
             storage.write_json(path, {"models": results})
         if name == "NEMON":
             found = analysis.sensitivity(model)

@@ -10,7 +10,7 @@ import torch
 
 
 def pytest_collectstart(collector):
-    """So does what a module draws when it is imported."""
+    """What a module draws when it is imported is the same in every run: PyTorch's first seed is a random one."""
     torch.manual_seed(0)
 
 

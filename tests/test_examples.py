@@ -11,7 +11,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "examples" / "models").glob("*.py")])
 EXPERIMENTS = sorted(path for room in ("training", "analysis") for path in (ROOT / "examples" / room).glob("*.py"))
-TABLE = ROOT / "examples" / "training" / "proxprop_table.py"
 STRICT = ("-W", "error", "-W", "ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func.jvp's own
 BENCHMARKS = ("solvers", "training_step")
 
@@ -36,7 +35,7 @@ def test_nonsmooth_experiments_draw_their_figures(tmp_path):
 
 
 def test_the_table_of_step_sizes_is_drawn_and_resumed(tmp_path):
-    command = (*STRICT, str(TABLE), "--quick", "--out", str(tmp_path))
+    command = ("-W", "error", "examples/training/proxprop_table.py", "--quick", "--out", str(tmp_path))
     table = run(*command)
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["backprop", "cg1", "cg3", "cg5", "exact"]
     written = (tmp_path / "results.json").read_text(encoding="utf-8")
@@ -52,7 +51,7 @@ def test_example_is_short(example):
     assert len(example.read_text(encoding="utf-8").splitlines()) < 100
 
 
-@pytest.mark.parametrize("experiment", [path for path in EXPERIMENTS if path != TABLE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_prints_a_table_and_draws_a_figure(experiment, tmp_path, monkeypatch, capsys):
     command = [str(experiment), "--quick", "--out", str(tmp_path)]
     table = run(*STRICT, *command)

@@ -82,8 +82,6 @@ def company(problem: Problem, i: int, batch: int) -> tuple[Any, Any]:
 @pytest.mark.parametrize("solver_name", [name for name, entry in SOLVERS.items() if entry.own_way])
 def test_a_sample_does_not_depend_on_its_batch_mates(solver_name, problem_name):
     problem, solver = PROBLEMS[problem_name](torch.float64), SOLVERS[solver_name].at(torch.float64)
-    if problem.solution is None:
-        solver = replace(solver, max_steps=min(solver.max_steps, 20))
     together = solver.run(problem.f, problem.z0)
     start, value = flat(problem.z0), flat(together.value)
     for i in range(start.shape[0]):
